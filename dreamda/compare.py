@@ -20,7 +20,7 @@ from .classifier import accuracy, create_classifier, fit, predict
 from .data import Images, load_data, scarce_split
 from .expand import expand, write_whole
 from .finetune import finetune
-from .methods import Method
+from .methods import METHODS, Method
 from .models import default_device, image_size, load_pipeline
 
 # %% ../nbs/14_compare.ipynb #2a5543f9
@@ -104,20 +104,17 @@ def compare(setup: Setup, arms: dict[str, Arm], # name -> arm
     "Run all arms on all splits"
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for s in seeds: scarce_split(load_data(setup.data), setup.per_class, s, setup.part) # bad input fails here, before any work
-    create_classifier(setup.classifier, 2, 32) if setup.classifier == 'resnet_tiny' else _known(setup.classifier)
+    create_classifier(setup.classifier, len(load_data(setup.data).train.classes), image_size(_pipeline(setup.model)))
     order = sorted(((s, n) for s in seeds for n in arms), key=lambda t: arms[t[1]].method is None) # the long ones first
     done = in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
     place = {(s, n): i for i, (s, n) in enumerate(order)}
     return pd.DataFrame([done[place[s, n]] for n in arms for s in seeds])
-
-def _known(classifier): create_classifier(classifier, 2, 64)
 
 # %% ../nbs/14_compare.ipynb #dcd99530
 def standard_arms(dreamda: Method, # DreamDA with its settings
                   sd: Method, # text-to-image with its settings
                   **generated) -> dict[str, Arm]: # settings of `Arm` for the generated ones
     "Original, RandAugment, Reconstruction only, SD text-to-image, DreamDA"
-    from dreamda.methods import METHODS
     return {'Original': Arm(), 'RandAugment': Arm(policy='randaugment'), 'Reconstruction only': Arm(METHODS['reconstruction'], **generated),
             'SD text-to-image': Arm(sd, **generated), 'DreamDA': Arm(dreamda, **generated)}
 

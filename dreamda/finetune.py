@@ -60,7 +60,7 @@ def finetune(pipe, images: Images, # the scarce real images
     settings = dict(steps=steps, lr=lr, batch_size=batch_size, k=k, gamma=gamma, template=template, val_every=val_every, patience=patience, ema_decay=ema_decay, seed=seed)
     folder = cache and Path(cache)/fingerprint(pipe.unet, images, settings)
     if folder and (folder/'losses.json').exists():
-        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=pipe.unet.dtype).to(pipe.device)
+        unet = UNet2DConditionModel.from_pretrained(folder, dtype=pipe.unet.dtype).to(pipe.device)
         losses = json.loads((folder/'losses.json').read_text())
     else:
         unet, losses = train_unet(pipe, images, **settings)

@@ -32,7 +32,7 @@ def load_pipeline(model: str = 'tiny', # 'tiny', a folder, or a name on the Hugg
     device = torch.device(device or default_device())
     dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
     name = TINY if str(model) == 'tiny' else model
-    try: pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+    try: pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as e:
         raise ValueError(f"no model {str(model)!r}: use 'tiny', a folder written by save_pretrained, or a name on the Hugging Face hub such as "
                          f"'stable-diffusion-v1-5/stable-diffusion-v1-5' ({str(e).splitlines()[0]})") from None
