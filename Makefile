@@ -32,8 +32,7 @@ test: env ## install what is needed, run all tests
 export: env ## make the modules and README.md from the notebooks, and clean these
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/jupyter-nbconvert --to markdown --log-level WARN --RegexRemovePreprocessor.patterns '#\| hide' --stdout nbs/index.ipynb > .venv/README
-	sed 's#](\.\./#](#g' .venv/README > README.md
+	$(BIN)/jupyter-nbconvert --to markdown --no-input --log-level WARN --output-dir . --output README nbs/index.ipynb
 
 clean: ## remove what the other commands made, but for .venv and cache
 	rm -rf out build dist *.egg-info _proc _docs .pytest_cache

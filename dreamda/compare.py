@@ -21,7 +21,7 @@ from .data import Images, load_data, scarce_split
 from .expand import expand, write_whole
 from .finetune import finetune
 from .methods import METHODS, Method
-from .models import default_device, image_size, load_pipeline
+from .models import default_device, image_size, load_pipeline, weights_hash
 
 # %% ../nbs/14_compare.ipynb #2a5543f9
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Arm:
     finetune_lr: float = 5e-5
 
 @lru_cache(1)
-def _pipeline(model): return load_pipeline(model)
+def _pipeline(model): # and the name of its weights
+    pipe = load_pipeline(model)
+    return pipe, weights_hash(pipe.unet)
 
 def _hash(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:10]
 
@@ -57,8 +59,8 @@ def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all rand
                name: str = 'arm') -> Images: # how the folder's name begins
     "The synthetic images of an arm for one split"
     given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
-    pipe = _pipeline(setup.model)
-    key = _hash(setup.data, setup.model, setup.per_class, setup.part, setup.expansion, arm.method, arm.finetune_steps, arm.finetune_lr, given.keys)
+    pipe, weights = _pipeline(setup.model)
+    key = _hash(setup.data, weights, setup.per_class, setup.part, setup.expansion, arm.method, arm.finetune_steps, arm.finetune_lr, given.keys)
     slug = ''.join(c if c.isalnum() else '_' for c in name)
     out = Path(cache)/f'{slug}-seed{seed}-{key}'
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +70,11 @@ def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all rand
 
 def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> dict: # method, seed, accuracy, seconds of generation and training
     "Generate, train and measure one arm on one split; found again in `cache` if it was done before"
-    path = Path(cache)/'accuracy'/f'{_hash(setup, arm, seed)}.json'
+    pipe, weights = _pipeline(setup.model)
+    path = Path(cache)/'accuracy'/f'{_hash(setup, arm, seed, weights if arm.method else None)}.json'
     if not path.exists():
         given, held_out = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
-        size, start = image_size(_pipeline(setup.model)), time.time()
+        size, start = image_size(pipe), time.time()
         made = synthesize(setup, arm, seed, cache, name) if arm.method else None
         middle = time.time()
         model = create_classifier(setup.classifier, len(given.classes), size, seed=seed)
@@ -104,7 +107,7 @@ def compare(setup: Setup, arms: dict[str, Arm], # name -> arm
     "Run all arms on all splits"
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for s in seeds: scarce_split(load_data(setup.data), setup.per_class, s, setup.part) # bad input fails here, before any work
-    create_classifier(setup.classifier, len(load_data(setup.data).train.classes), image_size(_pipeline(setup.model)))
+    create_classifier(setup.classifier, len(load_data(setup.data).train.classes), image_size(_pipeline(setup.model)[0]))
     order = sorted(((s, n) for s in seeds for n in arms), key=lambda t: arms[t[1]].method is None) # the long ones first
     done = in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
     place = {(s, n): i for i, (s, n) in enumerate(order)}
@@ -124,7 +127,7 @@ def train_judge(setup: Setup, cache: str|Path, updates: int = 600):
     source = load_data(setup.data)
     parts = [p for p in (source.train, source.val, source.test) if p is not None]
     everything = Images(sum((p.items for p in parts), []), sum((p.keys for p in parts), []), sum((p.targets for p in parts), []), source.train.classes)
-    size = image_size(_pipeline(setup.model))
+    size = image_size(_pipeline(setup.model)[0])
     model, path = create_classifier(setup.classifier, len(everything.classes), size), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, size, updates, setup.flip, everything.keys)}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):

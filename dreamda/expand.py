@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from .data import Images, load_folder
 from .methods import Method, generate
-from .models import fill_template, image_size, to_pil, to_tensor
+from .models import fill_template, image_size, to_pil, to_tensor, weights_hash
 from .sampler import make_generator
 
 # %% ../nbs/08_expand.ipynb #383a7a9e
@@ -28,8 +28,8 @@ def variant_names(images: Images) -> list[str]: # for each image '<class>/<stem>
 
 def run_settings(pipe, method: Method, expansion: int, seed: int, name: str) -> dict:
     "What the images of a run depend on, besides the seed images"
-    return dict(method=name, settings=asdict(method), expansion=expansion, seed=seed, image_size=image_size(pipe), model=str(pipe.config._name_or_path),
-                weights=hashlib.sha256(str([p.double().abs().sum().item() for p in pipe.unet.parameters()]).encode()).hexdigest()[:16])
+    return dict(method=name, settings=asdict(method), expansion=expansion, seed=seed, image_size=image_size(pipe), model=Path(pipe.config._name_or_path).name,
+                weights=weights_hash(pipe.unet))
 
 def open_run(out: Path, settings: dict) -> set[str]: # names of the images that are done
     "Begin or continue a run in `out`. ValueError if the folder holds a run with other settings, or something else"

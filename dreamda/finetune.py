@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 from .data import Images
-from .models import TEMPLATE, encode_images, encode_prompts, fill_template, image_size, to_tensor
+from .models import TEMPLATE, encode_images, encode_prompts, fill_template, image_size, to_tensor, weights_hash
 from .sampler import to_eps
 
 # %% ../nbs/06_finetune.ipynb #3973229f
@@ -38,7 +38,7 @@ def p2_loss(pipe, unet, x0: Tensor, # (B,4,h,w), scaled latents
 def fingerprint(unet, images: Images, settings: dict) -> str:
     "A short name for a fine-tuned model: base weights, image keys and pixels, settings"
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, p in sorted(unet.state_dict().items()): h.update(f'{name}{p.float().sum().item()}'.encode())
+    h.update(weights_hash(unet).encode())
     for i, k in enumerate(images.keys): h.update(k.encode() + images[i][0].tobytes())
     return h.hexdigest()[:16]
 

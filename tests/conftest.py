@@ -9,7 +9,7 @@ def root(): return Path(__file__).parent.parent
 @pytest.fixture
 def run(tmp_path):
     "Run a program elsewhere, without network; its standard output, or a failure that shows the end of what it said"
-    def run(program, *args, cwd=tmp_path, timeout=120, **env):
+    def run(program, *args, cwd=tmp_path, timeout=180, **env):
         path = os.pathsep.join([sysconfig.get_path('scripts'), os.environ['PATH']])
         command = [sys.executable if program == 'python' else program, *map(str, args)]
         try: p = subprocess.run(command, cwd=cwd, env={**os.environ, 'PATH': path, 'HF_HUB_OFFLINE': '1', **env}, stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 "Notebooks as files: what `nbdev_clean` and papermill make of them"
 import ast, json, re, shutil
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
 
 NBS = sorted((Path(__file__).parent.parent/'nbs').glob('*.ipynb'))
@@ -70,12 +70,15 @@ def applied(nb, **values):
     given = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(tagged(nb, 'injected-parameters')[0]).body}
     assert given == values
 
-def test_ablation_writes_the_executed_notebook(root, run, tmp_path):
-    run('papermill', root/'nbs/ablation.ipynb', 'out.ipynb', *parameters(sigma=3), IN_TEST='1')
-    applied(load(tmp_path/'out.ipynb'), sigma=3)
-
-def test_ablation_prints_the_executed_notebook(root, run):
-    applied(json.loads(run('papermill', root/'nbs/ablation.ipynb', *parameters(sigma=3), IN_TEST='1')), sigma=3)
+def test_ablation_accumulates_points(root, run, tmp_path):
+    "As written in the README, but smaller; the second run prints the executed notebook instead of writing it"
+    small = dict(per_class=2, expansion=2, seeds=2, updates=4)
+    run('papermill', root/'nbs/ablation.ipynb', 'out.ipynb', *parameters(sigma=3, **small))
+    applied(load(tmp_path/'out.ipynb'), sigma=3, **small)
+    applied(json.loads(run('papermill', root/'nbs/ablation.ipynb', *parameters(sigma=1, **small))), sigma=1, **small)
+    results = tmp_path/'results'/'ablation'
+    assert sorted(pd.read_csv(results/'sigma.csv').sigma) == [1, 1, 3, 3], 'two splits at each scale'
+    assert len(list(results.glob('strip-*.png'))) == 2 and (results/'sigma.png').exists()
 
 def test_quickstart_on_a_folder_of_photos(root, run, tmp_path):
     rng = np.random.default_rng(0)
@@ -85,8 +88,9 @@ def test_quickstart_on_a_folder_of_photos(root, run, tmp_path):
             for i in range(5):
                 noise = rng.integers(-50, 50, (48 + i, 40, 3)) # no two of one size
                 Image.fromarray((noise + colour).clip(0, 255).astype('uint8')).save(tmp_path/'photos'/part/c/f'{i}.jpg')
-    values = dict(data='photos', per_class=2, seeds=1, expansion=2, out='made')
-    run('papermill', root/'nbs/quickstart.ipynb', 'out.ipynb', *parameters(**values), IN_TEST='1')
+    values = dict(data='photos', per_class=2, seeds=1, expansion=2, updates=4, out='made')
+    run('papermill', root/'nbs/quickstart.ipynb', 'out.ipynb', *parameters(**values))
     applied(load(tmp_path/'out.ipynb'), **values)
     said = (tmp_path/'made'/'summary.txt').read_text()
-    assert 'DreamDA' in said and 'Original' in said, said
+    assert 'DreamDA against Original' in said, said
+    assert len(list((tmp_path/'made').glob('DreamDA-*/*/*.png'))) == 2*2*2, 'classes x images x variants'

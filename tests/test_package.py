@@ -56,7 +56,7 @@ def test_requirements(root):
     assert in_package <= required
     assert in_notebooks <= required | dev
     assert required - in_package <= {'papermill', 'ipykernel', 'ipywidgets'} # they run the notebooks
-    assert dev - in_notebooks <= {'nbdev', 'execnb', 'fastgit', 'build', 'setuptools', 'nbconvert'} # commands, and pins for nbdev
+    assert dev - in_notebooks <= {'nbdev', 'execnb', 'fastgit', 'build', 'setuptools', 'nbconvert', 'tabulate'} # commands, pins for nbdev, and DataFrame.to_markdown
 
 def imported(sources):
     "The distributions that sources import, for the names used here"
