@@ -7,6 +7,7 @@ __all__ = ['Setup', 'Arm', 'synthesize', 'run_arm', 'in_parallel', 'compare', 's
 
 # %% ../nbs/14_compare.ipynb #2464f803
 import hashlib, json, os, time
+from contextlib import contextmanager
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -87,17 +88,24 @@ def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> di
 # %% ../nbs/14_compare.ipynb #62499cc0
 def _one_thread(): torch.set_num_threads(1)
 
+@contextmanager
+def _quiet_children(): # one bar for all, not one for each fit
+    before = os.environ.get('TQDM_DISABLE')
+    os.environ['TQDM_DISABLE'] = '1' # read by a child when it imports tqdm
+    try: yield
+    finally: os.environ.pop('TQDM_DISABLE') if before is None else os.environ.update(TQDM_DISABLE=before)
+
 def in_parallel(f, calls: list[tuple], # the arguments of each call
                 workers: int|None = None, # processes; None: one per core on a CPU, one on a GPU; 1: in this process
                 desc: str = '') -> list: # the results, in order
     "Calls of a function of this package, side by side, with a progress bar"
     workers = min(len(calls), workers or (1 if default_device().type != 'cpu' else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))
     if workers <= 1: return [f(*c) for c in tqdm(calls, desc=desc, leave=False)]
-    with ProcessPoolExecutor(workers, get_context('spawn'), _one_thread) as pool:
+    with _quiet_children(), ProcessPoolExecutor(workers, get_context('spawn'), _one_thread) as pool:
         jobs = [pool.submit(f, *c) for c in calls]
         try:
             for j in tqdm(as_completed(jobs), total=len(jobs), desc=desc, leave=False): j.result()
-        except BaseException: pool.shutdown(cancel_futures=True); raise
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
     return [j.result() for j in jobs]
 
 def compare(setup: Setup, arms: dict[str, Arm], # name -> arm

@@ -32,10 +32,10 @@ class Method:
         if self.start not in STARTS: raise ValueError(f'unknown start {self.start!r}: one of {", ".join(STARTS)}')
 
 METHODS = dict(
-    sd=Method('noise', guidance_scale=4.),
+    sd=Method('noise', guidance_scale=2.),
     sdedit=Method('noised', strength=.6, guidance_scale=4.),
     reconstruction=Method('noised', strength=0.),
-    dreamda=Method('inverted', guidance_scale=2., perturbation=Perturbation('bottleneck', 1., relative=True)))
+    dreamda=Method('inverted', guidance_scale=7.5, perturbation=Perturbation('bottleneck', 1., relative=True)))
 
 def get_method(name: str, # one of `METHODS`
                **changes) -> Method: # fields of `Method` or, for a method that perturbs, of `Perturbation`, to set differently
@@ -47,7 +47,7 @@ def get_method(name: str, # one of `METHODS`
     if own := {k: v for k, v in changes.items() if k in inner}: m = replace(m, perturbation=replace(m.perturbation, **own))
     return replace(m, **{k: v for k, v in changes.items() if k not in inner})
 
-# %% ../nbs/07_methods.ipynb #0c98738f
+# %% ../nbs/07_methods.ipynb #c889a803
 @torch.no_grad()
 def generate(pipe, method: Method,
              images: Tensor, # (S,3,H,W) in [-1,1]: the seeds

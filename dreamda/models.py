@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer

@@ -1,5 +1,5 @@
 "What the tests share"
-import os, subprocess, sys, sysconfig
+import os, signal, subprocess, sys, sysconfig
 from pathlib import Path
 import pytest
 
@@ -9,12 +9,15 @@ def root(): return Path(__file__).parent.parent
 @pytest.fixture
 def run(tmp_path):
     "Run a program elsewhere, without network; its standard output, or a failure that shows the end of what it said"
-    def run(program, *args, cwd=tmp_path, timeout=180, **env):
+    def run(program, *args, cwd=tmp_path, timeout=600, **env):
         path = os.pathsep.join([sysconfig.get_path('scripts'), os.environ['PATH']])
         command = [sys.executable if program == 'python' else program, *map(str, args)]
-        try: p = subprocess.run(command, cwd=cwd, env={**os.environ, 'PATH': path, 'HF_HUB_OFFLINE': '1', **env}, stdin=subprocess.DEVNULL,
-                                capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired as e: pytest.fail(f'{" ".join(command)} took over {timeout} s; it said: {(e.stderr or b"")[-1500:].decode(errors="replace")}')
-        assert p.returncode == 0, f'{" ".join(command)} ended with {p.returncode}:\n{p.stderr[-3000:]}'
-        return p.stdout
+        with subprocess.Popen(command, cwd=cwd, env={**os.environ, 'PATH': path, 'HF_HUB_OFFLINE': '1', **env}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+            try: out, said = p.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                p.send_signal(signal.SIGINT) # at this papermill ends its kernel too
+                pytest.fail(f'{" ".join(command)} took over {timeout} s:\n{p.communicate()[1][-3000:]}')
+        assert p.returncode == 0, f'{" ".join(command)} ended with {p.returncode}:\n{said[-3000:]}'
+        return out
     return run

@@ -1,9 +1,8 @@
 "What `pip install` gives"
-import ast, re, shutil, sys, zipfile
+import ast, json, re, shutil, sys, zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
-from pathlib import Path
-import json, pytest
+import pytest
 
 def files(folder): return {p.relative_to(folder).as_posix(): p for p in folder.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
 
@@ -63,4 +62,5 @@ def imported(sources):
     tree = [n for s in sources for n in ast.walk(ast.parse(re.sub(r'(?m)^\s*[%!].*$', '', s)))]
     modules = {a.name for n in tree if isinstance(n, ast.Import) for a in n.names} | {n.module for n in tree if isinstance(n, ast.ImportFrom) and not n.level}
     names = {m.split('.')[0] for m in modules} - sys.stdlib_module_names - {'dreamda', 'mpl_toolkits'}
-    return {d.lower() for m in names for d in packages_distributions().get(m, [f'{m} (not installed)'])}
+    provided = packages_distributions()
+    return {d.lower() for m in names for d in provided.get(m, [f'{m} (not installed)'])}
