@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .data import Images
 from .models import TEMPLATE, encode_images, encode_prompts, fill_template, image_size, to_tensor, weights_hash
-from .sampler import to_eps
+from .sampler import to_prediction
 
 # %% ../nbs/06_finetune.ipynb #3973229f
 def p2_weight(a_t: Tensor, # alphas_cumprod of each row
@@ -31,7 +31,7 @@ def p2_loss(pipe, unet, x0: Tensor, # (B,4,h,w), scaled latents
     "The weighted squared error of the noise prediction for each row"
     a = pipe.scheduler.alphas_cumprod.to(x0.device)[t].view(-1, 1, 1, 1)
     x_t = a.sqrt()*x0 + (1 - a).sqrt()*eps
-    out = to_eps(pipe, unet(x_t.to(unet.dtype), t, embeds.to(unet.dtype)).sample.float(), x_t, a)
+    out = to_prediction(pipe, unet(x_t.to(unet.dtype), t, embeds.to(unet.dtype)).sample.float(), x_t, a).eps
     return p2_weight(a.flatten(), k, gamma) * (out - eps).pow(2).mean((1, 2, 3))
 
 # %% ../nbs/06_finetune.ipynb #c975d381
