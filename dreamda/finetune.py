@@ -57,6 +57,7 @@ def finetune(pipe, images: Images, # the scarce real images
              cache: str|Path|None = None): # a folder; None: nothing is kept. Returns a pipeline with its own U-Net; `pipe` is left as it was
     "Fine-tune the U-Net with P2 weighting, and keep the weights that predict the held-out images best"
     if not steps: return pipe
+    if getattr(pipe, 'text_encoder_2', None) is not None: raise ValueError(f'a {type(pipe).__name__} cannot be fine-tuned here yet, only Stable Diffusion 1.x and 2.x: set the steps to 0')
     settings = dict(steps=steps, lr=lr, batch_size=batch_size, k=k, gamma=gamma, template=template, val_every=val_every, patience=patience, ema_decay=ema_decay, seed=seed)
     folder = cache and Path(cache)/fingerprint(pipe.unet, images, settings)
     if folder and (folder/'losses.json').exists():
