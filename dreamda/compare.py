@@ -130,7 +130,7 @@ def standard_arms(dreamda: Method, # DreamDA with its settings
             'SD text-to-image': Arm(sd, **generated), 'DreamDA': Arm(dreamda, **generated)}
 
 # %% ../nbs/14_compare.ipynb #d407e482
-def train_judge(setup: Setup, cache: str|Path, updates: int = 600):
+def train_judge(setup: Setup, cache: str|Path, updates: int = 400):
     "A classifier trained on every real image of the dataset; a measuring instrument only"
     source = load_data(setup.data)
     parts = [p for p in (source.train, source.val, source.test) if p is not None]
@@ -141,6 +141,6 @@ def train_judge(setup: Setup, cache: str|Path, updates: int = 600):
     with FileLock(f'{path}.lock'):
         if path.exists(): load_model(model, path)
         else:
-            fit(model, everything, policy='randaugment', updates=updates, flip=setup.flip, scale=setup.scale)
+            fit(model, everything, updates=updates, flip=setup.flip, scale=setup.scale)
             write_whole(path, lambda p: save_model(model, p))
     return model.eval()
