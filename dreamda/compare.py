@@ -130,17 +130,17 @@ def standard_arms(dreamda: Method, # DreamDA with its settings
             'SD text-to-image': Arm(sd, **generated), 'DreamDA': Arm(dreamda, **generated)}
 
 # %% ../nbs/14_compare.ipynb #d407e482
-def train_judge(setup: Setup, cache: str|Path, updates: int = 400):
+def train_judge(setup: Setup, cache: str|Path, updates: int = 400, policy: str = 'original'): # classic augmentation
     "A classifier trained on every real image of the dataset; a measuring instrument only"
     source = load_data(setup.data)
     parts = [p for p in (source.train, source.val, source.test) if p is not None]
     everything = Images(sum((p.items for p in parts), []), sum((p.keys for p in parts), []), sum((p.targets for p in parts), []), source.train.classes)
     size = image_size(_pipeline(setup.model)[0])
-    model, path = create_classifier(setup.classifier, len(everything.classes), size), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, size, updates, setup.flip, everything.keys)}.safetensors'
+    model, path = create_classifier(setup.classifier, len(everything.classes), size), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, size, updates, policy, setup.flip, everything.keys)}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
         if path.exists(): load_model(model, path)
         else:
-            fit(model, everything, updates=updates, flip=setup.flip, scale=setup.scale)
+            fit(model, everything, policy=policy, updates=updates, flip=setup.flip, scale=setup.scale)
             write_whole(path, lambda p: save_model(model, p))
     return model.eval()
