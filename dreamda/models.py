@@ -95,7 +95,6 @@ class Conditioning:
     uncond_pooled: Tensor|None = None # (B,E) of the negative prompt
     def map(self, f): return Conditioning(*(None if v is None else f(v) for v in (self.embeds, self.uncond, self.pooled, self.uncond_pooled)))
     def __getitem__(self, i): return self.map(lambda v: v[i])
-    def repeat_interleave(self, n): return self.map(lambda v: v.repeat_interleave(n, 0))
 
 @torch.no_grad()
 def encode_prompts(pipe, prompts: list[str], negative_prompt: str = '') -> Conditioning:

@@ -90,7 +90,6 @@ class Trajectory:
     timesteps: list[int] # still to run, falling
     noises: Tensor|None = None # (steps,B,4,h,w): the z_t to use when eta > 0; None: fresh ones
     def __getitem__(self, i): return Trajectory(self.latents[i], self.timesteps, None if self.noises is None else self.noises[:, i])
-    def repeat_interleave(self, n): return self[torch.arange(len(self.latents)).repeat_interleave(n)]
 
 SOLVERS = ('ddim', 'dpm++')
 
