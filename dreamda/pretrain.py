@@ -198,18 +198,20 @@ def encode_corpus(work) -> tuple[Tensor, Tensor, Tensor]: # latents (N,4,h,w); t
 def train_unet(work, # the folder with the corpus and the trained VAE and CLIP; the model goes to `work/unet`
                steps: int = 3500, batch_size: int = 64, # for each process
                lr: float = 1e-3, dropout: float = .1, # the share of empty captions
+               snr_gamma: float = 5, # of the Min-SNR weights; `inf`: plain DDPM
                **sizes): # and the arguments of `build_unet`
     "Train the U-Net on the corpus' latents and captions"
     acc = Accelerator()
     with acc.main_process_first(): z, emb, number = encode_corpus(work)
     alphas = scheduler().alphas_cumprod
+    snr = alphas/(1-alphas); weight = snr.clamp(max=snr_gamma)/snr
     torch.manual_seed(0)
     model = build_unet(z.shape[-1], cross_attention_dim=emb.shape[-1], **sizes)
     def loss_fn(m, gen):
         i, t = torch.randint(len(z), (batch_size,), generator=gen), torch.randint(1000, (batch_size,), generator=gen)
         c = torch.where(torch.rand(batch_size, generator=gen) < dropout, len(emb) - 1, number[i])
         eps, a = torch.randn(z[i].shape, generator=gen), alphas[t].view(-1, 1, 1, 1)
-        return F.mse_loss(m(a.sqrt()*z[i] + (1-a).sqrt()*eps, t, emb[c]).sample, eps)
+        return (weight[t] * (m(a.sqrt()*z[i] + (1-a).sqrt()*eps, t, emb[c]).sample - eps).pow(2).mean((1, 2, 3))).mean()
     model = train(model, loss_fn, Path(work)/'unet', steps, lr, ema_decay=.999)
     if acc.is_main_process: model.save_pretrained(Path(work)/'unet')
 
