@@ -7,12 +7,15 @@ __all__ = ['variant_names', 'run_settings', 'open_run', 'write_whole', 'expand',
 
 # %% ../nbs/08_expand.ipynb #7cedfa4f
 import hashlib, json, os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 import torch
+from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 from .data import Images, load_folder
+from .inversion import Inversions
 from .methods import Method, generate
 from .models import fill_template, image_size, to_pil, to_tensor, weights_hash
 from .sampler import make_generator
@@ -58,32 +61,40 @@ def expand(images: Images, # the seeds
            pipe, method: Method, # see `get_method`
            expansion: int = 10, # variants of each seed
            seed: int = 0, # of the run
-           batch_size: int = 64, # variants made together
-           name: str = 'dreamda') -> Images: # of the method, for the record; returns the synthetic dataset
+           batch_size: int = 64, # variants made together, at most
+           name: str = 'dreamda', # of the method, for the record
+           inversions: str|Path|None = None) -> Images: # a folder to keep inverted seeds in, for other runs; returns the synthetic dataset
     "Make `expansion` variants of each image, labelled with the class of their seed"
     if expansion < 1: raise ValueError(f'expansion is {expansion}: at least 1 variant of each image')
     out, stems = Path(out), variant_names(images)
     settings = run_settings(pipe, method, expansion, seed, name)
-    done = open_run(out, settings)
+    done, kept = open_run(out, settings), Inversions(pipe, inversions)
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    todo = [(i, v, f'{stems[i]}-{v:03d}.png') for i in range(len(images)) for v in range(expansion)]
-    todo = [t for t in todo if t[2] not in done]
-    seeds_at_once, bar = max(1, batch_size//expansion), tqdm(total=len(images)*expansion, initial=len(done), desc=f'expanding by {name}', leave=False)
     for t in images.targets: (out/images.classes[t]).mkdir(exist_ok=True)
-    with (out/'metadata.jsonl').open('a') as meta:
-        order = list(dict.fromkeys(i for i, _, _ in todo))
-        for start in range(0, len(order), seeds_at_once):
-            group = order[start:start + seeds_at_once]
-            part = [t for t in todo if t[0] in group]
-            gens = [make_generator(seed, images.keys[i], v) for i, v, _ in part]
-            x, classes = to_tensor([images[i][0] for i in group], image_size(pipe)), [images.classes[images.targets[i]] for i in group]
-            made = to_pil(generate(pipe, method, x, classes, [group.index(i) for i, _, _ in part], gens, batch_size))
-            for (i, v, file), im, g in zip(part, made, gens):
+    bar, writing = tqdm(total=len(images)*expansion, initial=len(done), desc=f'expanding by {name}', leave=False), []
+    with (out/'metadata.jsonl').open('a') as meta, ThreadPoolExecutor(1) as writer:
+        def write(part, made):
+            for (i, v, file), im in zip(part, to_pil(made)):
                 write_whole(out/file, lambda p: im.save(p, format='png'))
                 c = images.classes[images.targets[i]]
                 meta.write(json.dumps({'file_name': file, 'seed_image': images.keys[i], 'class': c, 'prompt': fill_template(method.template, c), 'method': name,
-                                       'settings': short, 'variant': v, 'generator_seed': g.initial_seed()}, ensure_ascii=False) + '\n')
+                                       'settings': short, 'variant': v, 'generator_seed': make_generator(seed, images.keys[i], v).initial_seed()}, ensure_ascii=False) + '\n')
             meta.flush(); bar.update(len(part))
+
+        @find_executable_batch_size(starting_batch_size=batch_size)
+        def make(batch_size):
+            todo = [(i, v, file) for i in range(len(images)) for v in range(expansion) if (file := f'{stems[i]}-{v:03d}.png') not in done]
+            order, seeds_at_once = list(dict.fromkeys(i for i, _, _ in todo)), max(1, batch_size//expansion)
+            for start in range(0, len(order), seeds_at_once):
+                group = order[start:start + seeds_at_once]
+                part = [t for t in todo if t[0] in group]
+                x, classes = to_tensor([images[i][0] for i in group], image_size(pipe)), [images.classes[images.targets[i]] for i in group]
+                made = generate(pipe, method, x, classes, [group.index(i) for i, _, _ in part], [make_generator(seed, images.keys[i], v) for i, v, _ in part],
+                                [make_generator(seed, images.keys[i], -1) for i in group], batch_size, kept)
+                if writing: writing.pop().result() # an error of the writer is raised here
+                writing.append(writer.submit(write, part, made)); done.update(f for _, _, f in part)
+        make()
+        for w in writing: w.result()
     bar.close()
     return load_synthetic(out, images.classes)
 

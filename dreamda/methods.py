@@ -9,13 +9,13 @@ __all__ = ['STARTS', 'METHODS', 'Method', 'get_method', 'generate']
 from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor
-from .inversion import ddim_invert, noise_start, noised_start
+from .inversion import Inversions, ddim_invert, dpm_encode, noise_start, noised_start
 from .models import TEMPLATE, decode_latents, encode_images, encode_prompts, fill_template
 from .perturbation import Perturbation
 from .sampler import get_timesteps, reverse
 
 # %% ../nbs/07_methods.ipynb #b3c37f2f
-STARTS = ('noise', 'noised', 'inverted')
+STARTS = ('noise', 'noised', 'inverted', 'encoded')
 
 @dataclass(frozen=True)
 class Method:
@@ -26,10 +26,15 @@ class Method:
     guidance_scale: float = 1. # of the way back
     template: str = TEMPLATE # of the prompts
     eta: float = 0. # 0: DDIM, 1: DDPM
-    corrections: int = 1 # fixed-point corrections of the inversion
+    solver: str = 'ddim' # or 'dpm++', of second order; of an inversion and of the way back
+    corrections: int = 1 # fixed-point corrections of a DDIM inversion
+    source_template: str|None = None # of the prompt to invert or encode with; None: `template`; '': no prompt
+    source_guidance: float = 1. # of the inversion or encoding
+    encoder_interval: int = 1 # steps for which the encoder's features are used; 1: exact
     perturbation: Perturbation|None = None
     def __post_init__(self):
         if self.start not in STARTS: raise ValueError(f'unknown start {self.start!r}: one of {", ".join(STARTS)}')
+        if self.start == 'encoded' and not self.eta: raise ValueError('start encoded with eta 0: the DPM-encoder keeps the noises of the steps, so give an eta above 0')
 
 METHODS = dict(
     sd=Method('noise', guidance_scale=2.),
@@ -54,15 +59,30 @@ def generate(pipe, method: Method,
              classes: list[str], # their class names
              seed_of: list[int], # for each of B variants, the index of its seed
              generators: list, # for each variant
-             batch_size: int = 128) -> Tensor: # (B,3,H,W) in [-1,1], fp32 on the CPU
+             seed_generators: list|None = None, # for each seed; only start 'encoded' needs them
+             batch_size: int = 128, # variants at a time
+             inversions: Inversions|None = None) -> Tensor: # where inverted seeds are kept; returns (B,3,H,W) in [-1,1], fp32 on the CPU
     "Variants of seed images by a method"
     m, cond = method, encode_prompts(pipe, [fill_template(method.template, c) for c in classes])
-    ts = get_timesteps(pipe, m.num_inference_steps, m.strength)
-    x0 = None if m.start == 'noise' else encode_images(pipe, images)
-    inverted = ddim_invert(pipe, x0, cond, ts, corrections=m.corrections) if m.start == 'inverted' else None
+    ts, x0 = get_timesteps(pipe, m.num_inference_steps, m.strength), None if m.start == 'noise' else encode_images(pipe, images)
+    shared = None # a trajectory that starts all variants of a seed
+    if m.start in ('inverted', 'encoded'):
+        if m.start == 'encoded' and seed_generators is None: raise ValueError("start encoded draws a random path for each seed: give seed_generators")
+        source = m.template if m.source_template is None else m.source_template
+        prompts = [fill_template(source, c) if source else '' for c in classes]
+        w = m.source_guidance if source else 1. # without a prompt there is nothing to guide to: one row, not two
+        given = dict(start=m.start, guidance=w, **dict(eta=m.eta) if m.start == 'encoded' else dict(corrections=m.corrections, solver=m.solver))
+        def invert(i):
+            c = encode_prompts(pipe, [prompts[k] for k in i])
+            if m.start == 'encoded': return dpm_encode(pipe, x0[i], c, ts, [seed_generators[k] for k in i], m.eta, w)
+            return ddim_invert(pipe, x0[i], c, ts, w, m.corrections, m.solver)
+        names = [(given, p, seed_generators[k].initial_seed() if m.start == 'encoded' else 0) for k, p in enumerate(prompts)]
+        shared = (inversions or Inversions(pipe)).get(x0, names, ts, invert)
     done = []
     for rows in torch.arange(len(seed_of)).split(batch_size):
-        i, gens = torch.tensor(seed_of)[rows].to(pipe.device), [generators[r] for r in rows]
-        start = inverted[i] if m.start == 'inverted' else noise_start(pipe, gens, ts) if m.start == 'noise' else noised_start(pipe, x0[i], gens, ts)
-        done.append(decode_latents(pipe, reverse(pipe, start, cond[i], m.guidance_scale, m.perturbation, m.eta, gens)))
-    return torch.cat(done)
+        i, gens = torch.tensor(seed_of)[rows], [generators[r] for r in rows]
+        if shared: used, own = i.unique(return_inverse=True); start, c, own = shared[used], cond[used.to(pipe.device)], own.tolist()
+        else:
+            start, c, own = noise_start(pipe, gens, ts) if m.start == 'noise' else noised_start(pipe, x0[i.to(pipe.device)], gens, ts), cond[i.to(pipe.device)], None
+        done.append(reverse(pipe, start, c, m.guidance_scale, m.perturbation, m.eta, gens, m.solver, own, m.encoder_interval))
+    return decode_latents(pipe, torch.cat(done))

@@ -8,6 +8,7 @@ __all__ = ['interval', 'paired', 'verdict', 'did_it_help', 'summary', 'show', 'b
 
 # %% ../nbs/13_report.ipynb #a328a6ef
 import json, os, platform, re, subprocess, tempfile
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -193,7 +194,7 @@ def save_results(
     "Writes <path>.csv, <path>.png and <path>.json (settings, versions, commit), each whole or not at all."
     at = lambda end: Path(path).with_name(Path(path).name + end)
     at('').parent.mkdir(parents=True, exist_ok=True)
-    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else str(o)       # numpy, torch; else as text
+    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else asdict(o) if is_dataclass(o) else str(o) # numpy, torch; a setup or a method; else as text
     text = json.dumps(dict(settings=settings, **provenance()), indent=1, default=plain)
     todo = {'.json': lambda p: p.write_text(text + '\n', encoding='utf-8')}
     if figure is not None: todo = {'.png': lambda p: figure.savefig(p, format='png', dpi=150, bbox_inches='tight'), **todo}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOLVERS', 'Prediction', 'to_prediction', 'ddim_std', 'ddim_step', 'multistep', 'get_timesteps', 'alphas',
-           'make_generator', 'draw', 'Trajectory', 'predict', 'reverse', 'count_rows']
+           'make_generator', 'draw', 'Trajectory', 'predict', 'SplitUNet', 'reverse', 'count_rows']
 
 # %% ../nbs/02_sampler.ipynb #cbe08745
 import hashlib
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
@@ -80,7 +80,8 @@ def make_generator(seed: int, key: str, variant: int) -> torch.Generator:
 
 def draw(generators: list[torch.Generator], shape: tuple, like: Tensor) -> Tensor: # (B,*shape)
     "Unit normal noise, each row from its own generator"
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(like.device, like.dtype)
+    z = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return (z.pin_memory() if like.is_cuda else z).to(like.device, like.dtype, non_blocking=True) # the GPU need not catch up first
 
 # %% ../nbs/02_sampler.ipynb #f6f78edc
 @dataclass
@@ -94,45 +95,103 @@ class Trajectory:
 SOLVERS = ('ddim', 'dpm++')
 
 def predict(pipe, x: Tensor, # (B,4,h,w)
-            t: int, a_t: float, # the timestep, and its alphas_cumprod
+            t, a_t: float, # the timestep, a number or a tensor of none, and its alphas_cumprod
             cond: Conditioning, # of B rows
-            guidance_scale: float = 1.) -> tuple[Prediction, ...]: # one or, with a perturbation that splits, (clean, perturbed)
+            guidance_scale: float = 1.) -> Prediction:
     "The U-Net's prediction after classifier-free guidance (Ho and Salimans 2021); at guidance 1 the empty prompt is not computed"
     guided = guidance_scale != 1
     rows = torch.cat([x, x]) if guided else x
-    out = pipe.unet(rows.to(pipe.unet.dtype), t, **text_inputs(pipe, cond, guided)).sample.float().split(len(x))
-    out = [u + guidance_scale*(c - u) for u, c in zip(out[::2], out[1::2])] if guided else out
-    return tuple(to_prediction(pipe, o, x, a_t) for o in out)
+    out = pipe.unet(rows.to(pipe.unet.dtype), t, **text_inputs(pipe, cond, guided)).sample.float()
+    if guided: u, c = out.chunk(2); out = u + guidance_scale*(c - u)
+    return to_prediction(pipe, out, x, a_t)
+
+# %% ../nbs/02_sampler.ipynb #43193c98
+class SplitUNet:
+    "Inside a `with` block, the U-Net's encoder and mid block can be run alone, and what they returned can stand in for them in later passes"
+    def __init__(self, unet): # a `UNet2DConditionModel`
+        self.unet, self.kept, self.mode = unet, {}, 'pass' # 'keep' what the blocks return; 'reuse' it; or 'pass'
+
+    def __enter__(self):
+        self.before = {b: vars(b).get('forward') for b in (*self.unet.down_blocks, self.unet.mid_block)} # accelerate's hooks are such, too
+        for b in self.before: b.forward = self._wrap(b, b.forward)
+        return self
+
+    def __exit__(self, *error):
+        for b, forward in self.before.items():
+            del b.forward
+            if forward: b.forward = forward
+        self.kept.clear()
+
+    def _wrap(self, block, forward):
+        def f(*args, **kwargs):
+            if self.mode == 'reuse': return self.kept[block]
+            out = forward(*args, **kwargs)
+            if self.mode == 'keep': self.kept[block] = out
+            return out
+        return f
+
+    def encode(self, run): # a function that calls the U-Net
+        "Run the U-Net as far as the decoder"
+        class Encoded(Exception): pass
+        def stop(module, args): raise Encoded
+        handle = self.unet.up_blocks[0].register_forward_pre_hook(stop)
+        try: run()
+        except Encoded: pass
+        finally: handle.remove()
+
+    def take(self, rows: Tensor): # (N,) indices of kept rows
+        "Have these rows of what is kept instead"
+        pick = lambda v: v[rows] if torch.is_tensor(v) else tuple(map(pick, v))
+        self.kept = {b: pick(v) for b, v in self.kept.items()}
 
 @torch.no_grad()
-def reverse(pipe, trajectory: Trajectory, # of B rows
-            cond: Conditioning, # of B rows
+def reverse(pipe, trajectory: Trajectory, # of S rows
+            cond: Conditioning, # of S rows
             guidance_scale: float = 1., perturbation=None, # a `Perturbation`
-            eta: float = 0., generators: list|None = None, # one for each row
-            solver: str = 'ddim') -> Tensor: # one of `SOLVERS`; the second needs eta 0. Returns (B,4,h,w), denoised
+            eta: float = 0., generators: list|None = None, # one for each result
+            solver: str = 'ddim', # one of `SOLVERS`; the second needs eta 0
+            variants: list[int]|None = None, # for each of B results, the row of `trajectory` that it starts from; None: one of each
+            encoder_interval: int = 1) -> Tensor: # steps for which the encoder's features are used; 1: exact. Returns (B,4,h,w), denoised
     "Run the model backwards from `trajectory`: the one loop behind every method"
     if solver not in SOLVERS or (eta and solver != 'ddim'): raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ with eta 0')
-    x, p, levels, before = trajectory.latents.float(), perturbation, alphas(pipe, trajectory.timesteps), None
+    if encoder_interval < 1: raise ValueError(f'encoder_interval is {encoder_interval}: at least 1 step')
+    latents, timesteps, before = trajectory.latents.float(), torch.tensor(trajectory.timesteps, device=pipe.device), None
+    levels, own = alphas(pipe, trajectory.timesteps), torch.arange(len(latents)) if variants is None else torch.tensor(variants)
+    own = own.to(pipe.device)
+    x, c, noises = latents[own], cond[own], trajectory.noises if trajectory.noises is None else trajectory.noises[:, own]
     noise = lambda *shape: draw(generators, shape or x.shape[1:], x)
+    p = perturbation if perturbation and perturbation.sigma else None
+    inside, after_encoder = p and p.in_unet, p and p.in_unet and p.site != 'encoder'
     if p: x = p.on_latents(x, 'xT', noise)
-    with p.on_unet(pipe.unet, noise, len(x)) if p else nullcontext():
-        for i, (t, (a_t, a_prev)) in enumerate(zip(trajectory.timesteps, levels)):
-            clean, *perturbed = predict(pipe, x, t, a_t, cond, guidance_scale)
+    with SplitUNet(pipe.unet) as split:
+        for i, (t, (a_t, a_prev)) in enumerate(zip(timesteps, levels)):
+            shared = i == 0 and variants is not None and not (p and p.site == 'xT') # all variants of a seed are still where it is
+            z, cz = (latents, cond) if shared else (x, c)
+            stale = i % encoder_interval > 0
+            split.mode = 'reuse' if stale else 'keep' if after_encoder or encoder_interval > 1 else 'pass'
+            if not inside or p.asymmetric: clean = predict(pipe, z, t, a_t, cz, guidance_scale)
+            elif after_encoder and not stale: split.encode(lambda: predict(pipe, z, t, a_t, cz, guidance_scale))
+            if shared:
+                if not inside or p.asymmetric: clean = Prediction(*(v[own] for v in clean))
+                split.take(torch.cat([own + k*len(latents) for k in range(1 + (guidance_scale != 1))]))
+            if inside:
+                split.mode = 'reuse' if stale or after_encoder else 'pass' if p.asymmetric or encoder_interval == 1 else 'keep'
+                with p.on_unet(pipe.unet, noise, len(x)): moved = predict(pipe, x, t, a_t, c, guidance_scale)
+                if not p.asymmetric: clean = moved
             eps, x0 = multistep(x, clean.x0, a_t, a_prev, *before) if before and i + 1 < len(levels) else clean
             if solver == 'dpm++': before = clean.x0, a_t
-            if perturbed: x0 = x0 + (perturbed[0].x0 - clean.x0) # Eq. 6: the perturbation moves the guess of the clean latent only
-            z = 0. if not eta else noise() if trajectory.noises is None else trajectory.noises[i]
-            x = ddim_step(eps, x0, a_t, a_prev, eta, z)
+            if inside: x0 = x0 + (moved.x0 - clean.x0) # Eq. 6: the perturbation moves the guess of the clean latent only
+            x = ddim_step(eps, x0, a_t, a_prev, eta, 0. if not eta else noise() if noises is None else noises[i])
             if p and i + 1 < len(levels): x = p.on_latents(x, 'xt', noise)
     return p.on_latents(x, 'x0', noise) if p else x
 
-# %% ../nbs/02_sampler.ipynb #40a756af
+# %% ../nbs/02_sampler.ipynb #9b90fe12
 @contextmanager
 def count_rows(unet):
     "Counts the rows through the U-Net's encoder and decoder inside a `with` block: `{'encoder': n, 'decoder': n}`"
     rows = dict(encoder=0, decoder=0)
-    def count(half): return lambda module, args, out: rows.update({half: rows[half] + out.shape[0]})
-    handles = [unet.conv_in.register_forward_hook(count('encoder')), unet.conv_out.register_forward_hook(count('decoder'))]
+    def count(half, out): rows[half] += out.shape[0]
+    handles = [unet.down_blocks[0].resnets[0].register_forward_hook(lambda m, a, out: count('encoder', out)), unet.conv_out.register_forward_hook(lambda m, a, out: count('decoder', out))]
     try: yield rows
     finally:
         for h in handles: h.remove()

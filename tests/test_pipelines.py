@@ -91,6 +91,8 @@ def test_there_and_back(name, folder):
             assert reverse(pipe, start, cond, 2., Perturbation(site, 0., asymmetric=asymmetric), generators=gens()).equal(clean)
     with count_rows(pipe.unet) as rows: reverse(pipe, start, cond, 2., Perturbation('bottleneck', .3, True), generators=gens())
     assert rows == dict(encoder=2*2*2, decoder=2*2*2*2)
+    with count_rows(pipe.unet) as rows: shared = reverse(pipe, start, cond, 2., Perturbation('bottleneck', .3, True), generators=gens()*2, variants=[0, 1]*2, encoder_interval=2)
+    assert rows == dict(encoder=2*2, decoder=2*2 + 4*2*3) and shared.isfinite().all()
     assert reverse(pipe, Trajectory(x0, ts), cond, solver='dpm++').isfinite().all()
 
 def test_pure_noise_knows_nothing(folder):
@@ -130,6 +132,16 @@ def test_lora(name, folder, tmp_path):
     assert (with_lora - without).abs().max() > 1e-5
     merged, pipe.unet = pipe.unet, trained
     close(run(), with_lora, 1e-4)
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler on a CPU')
+def test_compiled(folder):
+    "The compiled U-Net returns what the plain one does, perturbed too"
+    made = []
+    for compiled in (False, True):
+        pipe = load_pipeline(folder('sd1'), device='cpu', compile=compiled)
+        x, cond, ts, gens = setup(pipe, steps=2)
+        made.append(reverse(pipe, Trajectory(x, ts), cond, 2., Perturbation('bottleneck', .3, True), generators=gens()))
+    close(*made, 1e-3)
 
 @pytest.mark.parametrize('method', METHODS)
 def test_methods_on_sdxl(method, folder):
