@@ -228,9 +228,9 @@ def save_world(work, # the folder with the trained parts
     size = clip.config.vision_config.image_size
     clip.half().save_pretrained(out/'clip'); tok.save_pretrained(out/'clip')
     CLIPImageProcessor(size={'shortest_edge': size}, crop_size={'height': size, 'width': size}, image_mean=[.5]*3, image_std=[.5]*3).save_pretrained(out/'clip')
-    for name in ('text_encoder', 'clip'): # transformers computes in the type that the configuration names
-        p = out/name/'config.json'
-        p.write_text(p.read_text().replace('"float16"', '"float32"'))
+    for p in out.glob('*/config.json'): # transformers computes in the type that the configuration names; and where it was trained is of no use to others
+        lines = p.read_text().replace('"float16"', '"float32"').splitlines(keepends=True)
+        p.write_text(''.join(l for l in lines if '"_name_or_path"' not in l))
     return out
 
 # %% ../nbs/15_pretrain.ipynb #84f7ad33
