@@ -40,7 +40,7 @@ METHODS = dict(
     sd=Method('noise', guidance_scale=2.),
     sdedit=Method('noised', strength=.6, guidance_scale=4.),
     reconstruction=Method('noised', strength=0.),
-    dreamda=Method('inverted', guidance_scale=7.5, perturbation=Perturbation('bottleneck', 1., relative=True)))
+    dreamda=Method('inverted', guidance_scale=7.5, perturbation=Perturbation('bottleneck', 1.5, relative=True)))
 
 def get_method(name: str, # one of `METHODS`
                **changes) -> Method: # fields of `Method` or, for a method that perturbs, of `Perturbation`, to set differently
