@@ -27,7 +27,7 @@ test: env ## install what is needed, run all tests
 	@echo '== Does every notebook run?'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	@echo '== What a cell cannot show'
-	$(BIN)/pytest tests -q --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 5
 
 export: env ## make the modules and README.md from the notebooks, and clean these
 	$(BIN)/nbdev_export

@@ -80,14 +80,6 @@ def test_ablation_accumulates_points(root, run, tmp_path):
     assert sorted(pd.read_csv(results/'sigma.csv').sigma) == [1, 1, 3, 3], 'two splits at each scale'
     assert len(list(results.glob('strip-*.png'))) == 2 and (results/'sigma.png').exists()
 
-def test_ablation_of_sites(root, run, tmp_path):
-    "Table 1, at equal scale and at equal strength"
-    run('papermill', root/'nbs/ablation.ipynb', 'out.ipynb', *parameters(study='sites', scales='1', per_class=1, expansion=2, seeds=2, updates=4))
-    points = pd.read_csv(tmp_path/'results'/'ablation'/'sites.csv')
-    sites = points.groupby('comparison').site.unique()
-    assert len(sites['equal scale']) == 6 and {'bottleneck', 'xt', 'x0'} <= set(sites['equal strength'])
-    assert (points[points.comparison == 'equal scale'].sigma == 1).all() and points.accuracy.between(0, 1).all()
-
 def test_quickstart_on_a_folder_of_photos(root, run, tmp_path):
     rng = np.random.default_rng(0)
     for part in ('train', 'test'):
