@@ -26,7 +26,7 @@ from .expand import expand, read_metadata
 from .finetune import finetune
 from .labellers import LABELLERS, train
 from .methods import METHODS, Method, generate, plan
-from .metrics import diversity, extract, fid, label_preservation, mmd
+from .metrics import diversity, extract, fid, kid, label_preservation, mmd, precision_recall
 from .models import Clip, default_device, image_size, load_pipeline, to_pil, weights_hash
 from .softmatch import fit_softmatch, semi_split
 
@@ -44,6 +44,7 @@ class Setup:
     flip: bool = False # mirror images in training; not where that changes the class
     scale: tuple = (.6, 1.) # of the random resized crop
     pretrained: bool|str = False # start from timm's pretrained weights, or from a local checkpoint
+    image_size: int|None = None # of the classifier, in pixels; None: as the generator's
 
 @dataclass(frozen=True)
 class Arm:
@@ -65,9 +66,11 @@ def _pipeline(model): # and the name of its weights
 
 def _hash(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:10]
 
-def _classifier(setup, classes, size, seed=0):
+def _size(setup): return setup.image_size or image_size(_pipeline(setup.model)[0])
+
+def _classifier(setup, classes, seed=0):
     weights = dict(checkpoint=setup.pretrained) if isinstance(setup.pretrained, str) else dict(pretrained=setup.pretrained)
-    return create_classifier(setup.classifier, classes, size, seed=seed, **weights)
+    return create_classifier(setup.classifier, classes, _size(setup), seed=seed, **weights)
 
 # %% ../nbs/14_compare.ipynb #e1d0dce6
 def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all random draws
@@ -89,10 +92,10 @@ def _result(setup, arm, seed, cache): return Path(cache)/'accuracy'/f'{_hash(set
 
 def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> dict: # a row of what `compare` returns
     "Generate, label, train and measure one arm on one split; found again in `cache` if it was done before"
-    pipe, path = _pipeline(setup.model)[0], _result(setup, arm, seed, cache)
+    path = _result(setup, arm, seed, cache)
     if not path.exists():
         given, held_out = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
-        model, start = _classifier(setup, len(given.classes), image_size(pipe), seed), time.time()
+        model, start = _classifier(setup, len(given.classes), seed), time.time()
         made = synthesize(setup, arm, seed, cache, name) if arm.method else None
         middle = time.time()
         origins = [given.keys.index(m['seed_image']) for m in read_metadata(made.root)] if made and arm.mixing == 'replace' else None
@@ -152,7 +155,7 @@ def compare(setup: Setup, arms: dict[str, Arm], # name -> arm
         if a.labels not in LABELLERS: raise ValueError(f"arm '{n}' has labels {a.labels!r}: choose one of {', '.join(LABELLERS)}")
         if a.semi is not None and (a.labels, a.label_settings, a.mixing, a.policy) != (Arm.labels, {}, Arm.mixing, Arm.policy): raise ValueError(f"arm '{n}' is semi-supervised: labels, mixing and policy are those of SoftMatch, so leave them out")
         if a.labels != 'inherit' and not a.method: raise ValueError(f"arm '{n}' has labels {a.labels!r} but no method, so there is nothing to label")
-    _classifier(setup, len(load_data(setup.data).train.classes), image_size(_pipeline(setup.model)[0]))
+    _classifier(setup, len(load_data(setup.data).train.classes))
     order = sorted(((s, n) for s in seeds for n in arms), key=lambda t: arms[t[1]].method is None) # the long ones first
     done = in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
     place = {(s, n): i for i, (s, n) in enumerate(order)}
@@ -173,8 +176,7 @@ def train_judge(setup: Setup, # of its `part`: 'test' for all images there are, 
     source = load_data(setup.data)
     parts = [p for p in (source.train, source.val, source.test) if p is not None] if setup.part == 'test' else scarce_split(source, setup.per_class, 0, setup.part)
     everything = Images(sum((p.items for p in parts), []), sum((p.keys for p in parts), []), sum((p.targets for p in parts), []), parts[0].classes)
-    size = image_size(_pipeline(setup.model)[0])
-    model, path = _classifier(setup, len(everything.classes), size), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, setup.pretrained, size, updates, setup.flip, sorted(everything.keys))}.safetensors'
+    model, path = _classifier(setup, len(everything.classes)), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, setup.pretrained, _size(setup), updates, setup.flip, sorted(everything.keys))}.safetensors'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
         if path.exists(): load_model(model, path)
@@ -184,14 +186,14 @@ def train_judge(setup: Setup, # of its `part`: 'test' for all images there are, 
     return model.eval()
 
 def measure(setup: Setup, name: str, arm: Arm, # one that generates
-            seed: int, cache: str|Path, judge: nn.Module, clip: Clip) -> dict: # label_preservation, diversity, fid, mmd, and the numbers of images
+            seed: int, cache: str|Path, judge: nn.Module, clip: Clip) -> dict: # label_preservation, diversity, fid, kid, mmd, precision, recall, density, coverage, and the numbers of images
     "What the synthetic images of an arm are like, beside the held-out real ones, in CLIP's features"
     made, (_, held_out) = synthesize(setup, arm, seed, cache, name), scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
     size = image_size(_pipeline(setup.model)[0])
     fake, real = (extract(clip.features, stack(x, size)) for x in (made, held_out))
     enough = min(len(fake), len(real)) > fake.shape[1] # FID of fewer samples than dimensions is meaningless
-    return dict(label_preservation=label_preservation(predict(judge, made, size), made.targets), diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)]),
-                fid=fid(real, fake) if enough else float('nan'), mmd=mmd(real, fake), synthetic_images=len(fake), real_images=len(real))
+    return dict(label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets), diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)]),
+                fid=fid(real, fake) if enough else float('nan'), kid=kid(real, fake), mmd=mmd(real, fake), **precision_recall(real, fake), synthetic_images=len(fake), real_images=len(real))
 
 # %% ../nbs/14_compare.ipynb #2be5127e
 def kept_labels(setup: Setup, # with part 'validation', if anything is chosen by it
@@ -200,7 +202,7 @@ def kept_labels(setup: Setup, # with part 'validation', if anything is chosen by
     pipe, (given, _) = _pipeline(setup.model)[0], scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
     pairs = [(i, v) for i in range(len(given)) for v in range(variants)]
     made, targets = generate(pipe, method, given, pairs, seed), [given.classes.index(v.kind) for v in plan(method, given, pairs, seed)]
-    return label_preservation(predict(judge, Images([np.asarray(im) for im in to_pil(made)], [f'{n}' for n in range(len(pairs))], targets, given.classes), image_size(pipe)), targets)
+    return label_preservation(predict(judge, Images([np.asarray(im) for im in to_pil(made)], [f'{n}' for n in range(len(pairs))], targets, given.classes), _size(setup)), targets)
 
 def match_scale(effect, # scale -> a measure of its effect
                 level: float, # of the measure, wanted
