@@ -5,7 +5,7 @@ BIN := .venv/bin
 CHECKSUMS := find nbs dreamda README.md \( -name '*.ipynb' -o -name '*.py' -o -name README.md \) \
 	-not -path '*/.ipynb_checkpoints/*' -exec cksum {} + | sort -k 3
 
-.PHONY: help demo test soak export clean env
+.PHONY: help demo test tables tables-quick soak export clean env
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -28,6 +28,34 @@ test: env ## install what is needed, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	@echo '== What a cell cannot show'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 5
+
+TABLES = OMP_NUM_THREADS=1 $(BIN)/papermill nbs/$(1).ipynb out/tables/$(1)$(3).ipynb $(2) $(if $(DATA),-p data $(DATA)) $(if $(MODEL),-p model $(MODEL))
+
+tables: env ## every table and figure of the paper on the digits, 5 splits, in some hours; goes on where it was; DATA=folder for your own
+	@mkdir -p out/tables
+	$(call TABLES,accuracy)
+	$(call TABLES,similarity)
+	$(call TABLES,backbones)
+	$(call TABLES,labels)
+	for s in 1 3 5; do $(call TABLES,ablation,-p sigma $$s -p seeds 5,-sigma$$s) || exit 1; done
+	$(call TABLES,ablation,-p study components -p sigma 1.5 -p seeds 5,-components)
+	$(call TABLES,ablation,-p study sites -p seeds 5,-sites)
+	$(call TABLES,ablation,-p study sites -p labels amst -p scales '' -p seeds 5,-sites-amst)
+	$(call TABLES,gallery)
+	$(BIN)/papermill nbs/claims.ipynb out/tables/claims.ipynb
+
+QUICK = -p seeds 2 -p expansion 2 -p updates 100
+
+tables-quick: env ## the same in small, to see that all of it runs: 2 splits, in ten minutes; the tables go to out/tables-quick
+	@mkdir -p out/tables
+	$(call TABLES,accuracy,$(QUICK) -p methods 'sd sdedit dreamda' -p semi False -p out out/tables-quick/accuracy)
+	$(call TABLES,similarity,-p seeds 2 -p expansion 2 -p methods 'sd sdedit dreamda' -p out out/tables-quick/similarity)
+	$(call TABLES,backbones,$(QUICK) -p methods dreamda -p classifiers 'resnet_tiny test_vit' -p out out/tables-quick/backbones)
+	$(call TABLES,labels,$(QUICK) -p per_class 5 -p labellers 'clip amst' -p out out/tables-quick/labels)
+	$(call TABLES,ablation,$(QUICK) -p sigma 3 -p out out/tables-quick/ablation,-sigma3)
+	$(call TABLES,ablation,$(QUICK) -p study components -p sigma 1.5 -p out out/tables-quick/ablation,-components)
+	$(call TABLES,ablation,$(QUICK) -p study sites -p scales 1 -p level 0 -p out out/tables-quick/ablation,-sites)
+	$(BIN)/papermill nbs/claims.ipynb out/tables/claims.ipynb -p out out/tables-quick
 
 soak: KILLS ?= 200
 soak: env ## kill a run at 200 random moments and go on each time; the record: results/reliability/kills.json

@@ -197,8 +197,15 @@ def measure(setup: Setup, name: str, arm: Arm, # one that generates
 
 # %% ../nbs/14_compare.ipynb #2be5127e
 def kept_labels(setup: Setup, # with part 'validation', if anything is chosen by it
-                method: Method, judge: nn.Module, seed: int = 0, variants: int = 2) -> float:
+                method: Method, judge: nn.Module, seed: int = 0, variants: int = 2,
+                cache: str|Path|None = None) -> float: # a folder where what was measured is found again, if the judge is that of `train_judge`
     "The share of variants of a split's labelled images to which a judge gives their seed's class"
+    if cache is not None:
+        path = Path(cache)/'kept'/f'{_hash(setup, method, seed, variants, _pipeline(setup.model)[1])}.json'
+        if not path.exists():
+            kept = kept_labels(setup, method, judge, seed, variants)
+            path.parent.mkdir(parents=True, exist_ok=True); write_whole(path, lambda p: p.write_text(json.dumps(kept)))
+        return json.loads(path.read_text())
     pipe, (given, _) = _pipeline(setup.model)[0], scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
     pairs = [(i, v) for i in range(len(given)) for v in range(variants)]
     made, targets = generate(pipe, method, given, pairs, seed), [given.classes.index(v.kind) for v in plan(method, given, pairs, seed)]
