@@ -59,6 +59,15 @@ def test_tags_survive_cleaning(root, run, tmp_path):
         assert 'litter' not in cleaned['cells'][0]['metadata'], f'{p.name} was not cleaned'
         assert tagged(cleaned, 'parameters') == tagged(load(p), 'parameters'), p.name
 
+def test_the_makefile_names_parameters_that_exist(root):
+    "papermill only warns of others, and runs with the defaults"
+    calls = re.findall(r'(?:papermill nbs/|TABLES,)(\w+)(.*)', (root/'Makefile').read_text())
+    assert len(calls) > 15
+    for name, rest in calls:
+        has = {n.targets[0].id for n in ast.parse(tagged(load(root/'nbs'/f'{name}.ipynb'), 'parameters')[0]).body}
+        given = {*re.findall(r'-p (\w+)', rest), *({'seeds', 'expansion', 'updates'} if '$(QUICK)' in rest else ())}
+        assert given <= has, (name, given - has)
+
 # ---- papermill, from a folder outside the repository
 
 def parameters(*pairs, **values): return [a for k, v in values.items() for a in ('-p', k, v)]
