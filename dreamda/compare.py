@@ -156,10 +156,9 @@ def compare(setup: Setup, arms: dict[str, Arm], # name -> arm
         if a.semi is not None and (a.labels, a.label_settings, a.mixing, a.policy) != (Arm.labels, {}, Arm.mixing, Arm.policy): raise ValueError(f"arm '{n}' is semi-supervised: labels, mixing and policy are those of SoftMatch, so leave them out")
         if a.labels != 'inherit' and not a.method: raise ValueError(f"arm '{n}' has labels {a.labels!r} but no method, so there is nothing to label")
     _classifier(setup, len(load_data(setup.data).train.classes))
-    order = sorted(((s, n) for s in seeds for n in arms), key=lambda t: arms[t[1]].method is None) # the long ones first
-    done = in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
-    place = {(s, n): i for i, (s, n) in enumerate(order)}
-    return pd.DataFrame([done[place[s, n]] for n in arms for s in seeds])
+    order = sorted(((s, n) for s in seeds for n in arms if not _result(setup, arms[n], s, cache).exists()), key=lambda t: arms[t[1]].method is None) # the long ones first
+    in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
+    return pd.DataFrame([run_arm(setup, n, arms[n], s, cache) for n in arms for s in seeds])
 
 # %% ../nbs/14_compare.ipynb #dcd99530
 def standard_arms(dreamda: Method, # DreamDA with its settings
