@@ -5,7 +5,7 @@ BIN := .venv/bin
 CHECKSUMS := find nbs dreamda README.md \( -name '*.ipynb' -o -name '*.py' -o -name README.md \) \
 	-not -path '*/.ipynb_checkpoints/*' -exec cksum {} + | sort -k 3
 
-.PHONY: help demo test soak export clean env
+.PHONY: help demo test docs soak export clean env
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -28,6 +28,10 @@ test: env ## install what is needed, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	@echo '== What a cell cannot show'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 5
+
+docs: env ## build the site, _docs/index.html, from the notebooks and their stored outputs, and check it
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+	SITE=_docs $(BIN)/pytest tests/test_docs.py -q
 
 soak: KILLS ?= 200
 soak: env ## kill a run at 200 random moments and go on each time; the record: results/reliability/kills.json
