@@ -47,8 +47,8 @@ def definitions(module, code):
         names = [] if kind is None else [t.id for t in getattr(node, 'targets', [getattr(node, 'target', None)]) if isinstance(t, ast.Name)] if kind == 'data' else [node.name]
         yield from (documented(n, getattr(module, n), kind, module.__name__) for n in names if n in module.__all__)
 
-def processed(path, pages):
-    "A notebook as a page"
+def processed(path, pages, code):
+    "A notebook as a page, whose links lead to other pages; and its module"
     nb, module, cells = nbformat.read(path, 4), None, []
     for c in nb.cells:
         if c.cell_type == 'markdown':
@@ -68,7 +68,7 @@ def processed(path, pages):
             c.metadata['tags'] = ['hide-input']
         cells.append(c)
     for c in cells:
-        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.(?:html|ipynb)\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source)
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('](CITATION.cff)', f']({code}/CITATION.cff)')
     nb.cells = cells
     return nb, module
 
@@ -92,18 +92,19 @@ def contents(**parts):
 def main():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini')
+    code = '{git_url}/blob/{branch}'.format(**cfg['DEFAULT'])
     for d in (source, built, site): shutil.rmtree(d, ignore_errors=True)
     for p in (root/'results').rglob('*.png'):
         (source/p.relative_to(root).parent).mkdir(parents=True, exist_ok=True)
         shutil.copy(p, source/p.relative_to(root))
     index = (root/'nbs'/'index.ipynb').read_text()
-    paths = sorted((root/'nbs').glob('*.ipynb'), key=lambda p: (index.rfind(f'(nbs/{p.name})') % 10**9, p.name)) # as the start page names them, then the others
+    paths = sorted((root/'nbs').glob('*.ipynb'), key=lambda p: (p.stem == 'index', index.rfind(f'(nbs/{p.name})') % 10**9, p.name)) # as the start page names them, then others; it is last
     pages, modules = {p.stem: name_of(p) for p in paths}, {}
-    for p in paths[1:] + paths[:1]: # index, with the contents, last
-        nb, module = processed(p, pages)
+    for p in paths:
+        nb, module = processed(p, pages, code)
         if module: modules[pages[p.stem]] = module
         if p.stem != 'index':
-            made_from = f'[nbs/{p.name}]({cfg["DEFAULT"]["git_url"]}/blob/{cfg["DEFAULT"]["branch"]}/nbs/{p.name})'
+            made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
             nb.cells[0].source += f'\n\n{{.origin}}\n{f"Module `{module.__name__}`, made from " if module else ""}{made_from}' + (f'\n\n```{{py:module}} {module.__name__}\n```' if module else '')
         else: nb.cells.append(nbformat.v4.new_markdown_cell(contents(
             Use=['photos', 'when', 'cost', 'ethics'], How_it_works=[n for n in pages.values() if n in modules],

@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 add_module_names = False
 toc_object_entries_show_parents = 'hide'
 python_use_unqualified_type_names = True
+highlight_language = 'text' # of a block that names none
 html_theme = 'furo'
 html_title = 'DreamDA'
 html_static_path = ['style.css', str(Path(find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax'/'tex-svg-full.js')] # equations need no network: one file, fonts included

@@ -48,6 +48,14 @@ def test_the_page_when_it_helps_quotes_the_results(root):
     gain = 100*pd.read_csv(root/'results'/'quickstart'/'accuracy.csv', index_col=0).gain['DreamDA']
     assert f'{gain:+.1f} (' in PAGES['when.html']
 
+def test_quarto_would_get_its_pages(root, run, tmp_path):
+    "What `nbdev_docs` does before it calls Quarto: it runs exported cells, and those that import anything, on their own"
+    shutil.copy(root/'settings.ini', tmp_path)
+    for d in ('nbs', 'dreamda'): shutil.copytree(root/d, tmp_path/d)
+    run('python', '-c', 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)', OMP_NUM_THREADS='1')
+    assert {p.name for p in (tmp_path/'_proc').glob('*.ipynb')} == {p.name for p in (root/'nbs').glob('*.ipynb')}
+    assert 'alphas_cumprod' in (tmp_path/'_proc'/'02_sampler.ipynb').read_text()
+
 # ---- in a browser
 
 def browse(url, tmp_path, *more):
