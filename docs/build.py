@@ -107,7 +107,7 @@ def main():
             made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
             nb.cells[0].source += f'\n\n{{.origin}}\n{f"Module `{module.__name__}`, made from " if module else ""}{made_from}' + (f'\n\n```{{py:module}} {module.__name__}\n```' if module else '')
         else: nb.cells.append(nbformat.v4.new_markdown_cell(contents(
-            Use=['photos', 'when', 'cost', 'ethics'], How_it_works=[n for n in pages.values() if n in modules],
+            Use=['photos', 'when', 'cost', 'ethics'], How_it_works=['method', *(n for n in pages.values() if n in modules)],
             Experiments=[n for n in pages.values() if n not in modules and n not in ('index', 'cost')], Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])))
         nbformat.write(nb, source/f'{pages[p.stem]}.ipynb')
     pages_from = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
