@@ -18,9 +18,9 @@ name_of = lambda path: re.sub(r'^\d+[a-zA-Z]*_', '', path.stem) # of the page
 plain = lambda text: re.sub(r'`[^`]*`|[<*$\[\]]', lambda m: m[0] if len(m[0]) > 1 else '\\' + m[0], ' '.join((text or '').split())) # nothing but code is markup
 
 class Shown:
-    "A default value in a signature"
-    def __init__(self, value): self.text = getattr(value, '__name__', None) or (repr(value) if len(repr(value)) < 60 else '...')
-    def __repr__(self): return self.text
+    "A default value in a signature: as written, or dots if that is long or says nothing"
+    def __init__(self, value): self.value = value
+    def __repr__(self): return getattr(self.value, '__name__', None) or (repr(self.value) if len(repr(self.value)) < 60 and repr(self.value)[0] != '<' else '...')
 
 def signature(f):
     s = inspect.signature(f)
@@ -37,14 +37,15 @@ def documented(name, value, kind, module):
     given, comments = inspect.signature(value), docments(value)
     for p, annotation in [*((p, v.annotation) for p, v in given.parameters.items() if p != 'self'), ('return', given.return_annotation)]:
         if comments.get(p) or p != 'return': lines.append(f'{":returns" if p == "return" else f":param {p}"}: {plain(comments.get(p))}')
+        annotation = getattr(annotation, '__origin__', annotation) if hasattr(annotation, '__metadata__') else annotation # Annotated[...]
         if annotation not in (None, EMPTY): lines.append(f'{":rtype" if p == "return" else f":type {p}"}: {plain(inspect.formatannotation(annotation).strip(chr(39)))}')
     return '\n'.join([head, *lines, '', *(documented(n, f, 'method', module) for n, f in methods.items()), fence])
 
 def definitions(module, code):
     "The public names that an exported cell defines, documented"
     for node in ast.parse(code).body:
-        kind = {ast.ClassDef: 'class', ast.FunctionDef: 'function', ast.Assign: 'data', ast.AnnAssign: 'data'}.get(type(node))
-        names = [] if kind is None else [t.id for t in getattr(node, 'targets', [getattr(node, 'target', None)]) if isinstance(t, ast.Name)] if kind == 'data' else [node.name]
+        kind = {ast.ClassDef: 'class', ast.FunctionDef: 'function', ast.Assign: 'data'}.get(type(node))
+        names = [t.id for t in node.targets if isinstance(t, ast.Name)] if kind == 'data' else [node.name] if kind else []
         yield from (documented(n, getattr(module, n), kind, module.__name__) for n in names if n in module.__all__)
 
 def processed(path, pages, code):
@@ -56,7 +57,7 @@ def processed(path, pages, code):
             continue
         said = re.findall(r'^#\| *(.+?) *$', c.source, re.M)
         c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M).strip()
-        c.metadata['tags'] = [TAGS[s] for s in said if s in TAGS]
+        tags = c.metadata['tags'] = c.metadata.get('tags', []) + [TAGS[s] for s in said if s in TAGS]
         if name := next((s.split()[1] for s in said if s.startswith('default_exp')), ''): module = import_module(f'dreamda.{name}')
         if 'hide' in said or not c.source: continue
         if 'echo: false' in said and all('text/markdown' in o.get('data', ()) for o in c.outputs): # text with figures
@@ -65,14 +66,39 @@ def processed(path, pages, code):
         if 'export' in said or 'exports' in said:
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(c.source).body): continue
             cells += map(nbformat.v4.new_markdown_cell, definitions(module, c.source))
-            c.metadata['tags'] = ['hide-input']
+            tags.append('hide-input')
+        elif not module and not tags: tags.append('hide-input') # an experiment is read for its results and its parameters
         cells.append(c)
     for c in cells:
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('](CITATION.cff)', f']({code}/CITATION.cff)')
     nb.cells = cells
     return nb, module
 
+def contents(**parts):
+    "The hidden table of contents that becomes the sidebar"
+    return '\n\n'.join('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption.replace("_", " ")}', *names, '```']) for caption, names in parts.items())
+
+def write_notebooks(code):
+    "In the order in which the start page names them, then others; the start page, with the contents, is last. Returns page -> module"
+    index = (root/'nbs'/'index.ipynb').read_text()
+    paths = sorted((root/'nbs').glob('*.ipynb'), key=lambda p: (p.stem == 'index', index.rfind(f'(nbs/{p.name})') % 10**9, p.name))
+    pages, modules = {p.stem: name_of(p) for p in paths}, {}
+    for p in paths:
+        nb, module = processed(p, pages, code)
+        if module: modules[pages[p.stem]] = module
+        if p.stem == 'index':
+            experiments = [n for n in pages.values() if n not in modules and n not in ('index', 'cost')]
+            added = contents(Use=['photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])
+        else:
+            made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
+            added = '{.origin}\n' + (f'Module `{module.__name__}`, made from {made_from}\n\n```{{py:module}} {module.__name__}\n```' if module else made_from)
+        nb.cells[0].source += f'\n\n{added}'
+        nbformat.write(nb, source/f'{pages[p.stem]}.ipynb')
+    return modules
+
 def csv(name, **kw): return pd.read_csv(root/'results'/name, **kw)
+def record(name): return json.loads((root/'results'/name).read_text())
+
 def gains(name, by, query='index == index'):
     "For readers: the gain in accuracy over no synthetic images, of each `by`"
     rows = {k: [len(g), *(100*v for v in paired(g.accuracy, g.original))] for k, g in csv(name).query(query).groupby(by, sort=False)}
@@ -83,37 +109,19 @@ def first_line(module, name):
     value = getattr(module, name)
     return (plain((value.__doc__ or '').split('\n')[0]) if callable(value) else f'`{Shown(value)}`').replace('|', '\\|')
 
-def record(name): return json.loads((root/'results'/name).read_text())
-
-def contents(**parts):
-    "The hidden table of contents that becomes the sidebar"
-    return '\n\n'.join('\n'.join(['```{toctree}', ':hidden:', f':caption: {caption.replace("_", " ")}', *names, '```']) for caption, names in parts.items())
+def write_pages(modules):
+    "The Markdown pages, with what they compute from results/ between double braces"
+    templates = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+    beside = {'CONTRIBUTING.md': root/'CONTRIBUTING.md', 'CHANGELOG.md': root/'CHANGELOG.md', 'tiny.md': root/'dreamda'/'tiny'/'README.md'}
+    for name, p in ({p.name: p for p in (root/'docs').glob('*.md')} | beside).items():
+        (source/name).write_text(templates.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, show=show, modules=modules, plain=plain, first_line=first_line))
 
 def main():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini')
-    code = '{git_url}/blob/{branch}'.format(**cfg['DEFAULT'])
     for d in (source, built, site): shutil.rmtree(d, ignore_errors=True)
-    for p in (root/'results').rglob('*.png'):
-        (source/p.relative_to(root).parent).mkdir(parents=True, exist_ok=True)
-        shutil.copy(p, source/p.relative_to(root))
-    index = (root/'nbs'/'index.ipynb').read_text()
-    paths = sorted((root/'nbs').glob('*.ipynb'), key=lambda p: (p.stem == 'index', index.rfind(f'(nbs/{p.name})') % 10**9, p.name)) # as the start page names them, then others; it is last
-    pages, modules = {p.stem: name_of(p) for p in paths}, {}
-    for p in paths:
-        nb, module = processed(p, pages, code)
-        if module: modules[pages[p.stem]] = module
-        if p.stem != 'index':
-            made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
-            nb.cells[0].source += f'\n\n{{.origin}}\n{f"Module `{module.__name__}`, made from " if module else ""}{made_from}' + (f'\n\n```{{py:module}} {module.__name__}\n```' if module else '')
-        else: nb.cells.append(nbformat.v4.new_markdown_cell(contents(
-            Use=['photos', 'when', 'cost', 'ethics'], How_it_works=['method', *(n for n in pages.values() if n in modules)],
-            Experiments=[n for n in pages.values() if n not in modules and n not in ('index', 'cost')], Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])))
-        nbformat.write(nb, source/f'{pages[p.stem]}.ipynb')
-    pages_from = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    for name, p in [*((p.name, p) for p in [*(root/'docs').glob('*.md'), root/'CONTRIBUTING.md', root/'CHANGELOG.md']), ('tiny.md', root/'dreamda'/'tiny'/'README.md')]:
-        text = pages_from.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, show=show, modules=modules, plain=plain, first_line=first_line)
-        (source/name).write_text(text)
+    shutil.copytree(root/'results', source/'results', ignore=shutil.ignore_patterns('*.csv', '*.json'))
+    write_pages(write_notebooks('{git_url}/blob/{branch}'.format(**cfg['DEFAULT'])))
     if status := sphinx(['-W', '--keep-going', '-q', '-E', '-c', str(root/'docs'), '-d', str(root/'build'/'doctrees'), str(source), str(built)]): sys.exit(status)
     built.rename(site)
 
