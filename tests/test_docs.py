@@ -62,7 +62,7 @@ def browse(url, tmp_path, *more):
     "What Chromium makes of a page: the document after its scripts ran; what the console said and what the page asked the network for"
     command = [BROWSER, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}/profile', '--host-resolver-rules=MAP * ~NOTFOUND', '--enable-logging=stderr',
                f'--log-net-log={tmp_path}/net.json', '--virtual-time-budget=10000', '--window-size=1400,1600', *more, '--dump-dom', url]
-    p = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    p = subprocess.run(command, capture_output=True, text=True, timeout=120)
     asked = [l for l in (tmp_path/'net.json').read_text().splitlines() if '"network_isolation_key":"file://' in l] # not what the browser itself wants
     return p.stdout, [l for l in p.stderr.splitlines() if ':CONSOLE' in l] + re.findall(r'"url":"(https?://[^"]*)"', '\n'.join(asked))
 
