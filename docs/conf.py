@@ -34,9 +34,9 @@ def link_names(app, doctree, page):
     "In text, a public name as code leads to where it is documented; one that two modules define, or that is a parameter on this page too, does not"
     objects = app.env.domains['py'].objects
     parameters, owners = {n.astext() for n in doctree.findall(addnodes.literal_strong)}, {}
-    for full, o in objects.items(): owners.setdefault(full.split('.', 2)[-1], []).append((full, o))
+    for full, o in objects.items(): owners.setdefault(full if o.objtype == 'module' else full.split('.', 2)[-1], []).append((full, o))
     for node in list(doctree.findall(nodes.literal)):
-        found = owners.get(re.sub(r'\(\)$', '', node.astext()).removeprefix('dreamda.'), [])
+        found = owners.get(re.sub(r'\(\)$', '', node.astext()), [])
         if len(found) != 1 or isinstance(node.parent, nodes.reference) or node.astext() in parameters: continue
         full, o = found[0]
         node.replace_self(nodes.reference('', '', node.deepcopy(), internal=True, refuri=app.builder.get_relative_uri(page, o.docname) + '#' + o.node_id))
