@@ -5,10 +5,10 @@ BIN := .venv/bin
 CHECKSUMS := find nbs dreamda README.md \( -name '*.ipynb' -o -name '*.py' -o -name README.md \) \
 	-not -path '*/.ipynb_checkpoints/*' -exec cksum {} + | sort -k 3
 
-.PHONY: help demo test tables tables-quick soak export clean env
+.PHONY: help demo test tables tables-quick docs soak export clean env
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 demo: env ## install what is needed, expand a few digits, train with and without the synthetic images: did it help?
 	@mkdir -p out
@@ -56,6 +56,10 @@ tables-quick: env ## the same in small, to see that all of it runs: 2 splits, in
 	$(call TABLES,ablation,$(QUICK) -p study components -p sigma 1.5 -p out out/tables-quick/ablation,-components)
 	$(call TABLES,ablation,$(QUICK) -p study sites -p scales 1 -p level 0 -p out out/tables-quick/ablation,-sites)
 	$(BIN)/papermill nbs/claims.ipynb out/tables/claims.ipynb -p out out/tables-quick
+
+docs: env ## build the site, _docs/index.html, from the notebooks and their stored outputs, and check it
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+	SITE=_docs $(BIN)/pytest tests/test_docs.py -q
 
 soak: KILLS ?= 200
 soak: env ## kill a run at 200 random moments and go on each time; the record: results/reliability/kills.json

@@ -132,7 +132,8 @@ def expand(images: Images, # the seeds
            prompts: dict[str, list[str]]|None = None, # for each class (by name), its prompts; None: the method's template
            format: str = 'png', # one of `FORMATS`
            shard_size: int|None = None, # images in a webdataset shard; None: single files
-           overwrite: bool = False) -> Images: # delete a run that is in `out`, and start anew; returns the synthetic dataset
+           overwrite: bool = False, # delete a run that is in `out`, and start anew
+           ) -> Images: # the synthetic dataset
     "Make `expansion` variants of each image, labelled with the class they are told to be: that of their seed, but for Diff-Mix. What cannot be used or made is listed in skipped.csv. OSError, with the run intact, if `out` cannot be written"
     if expansion < 1: raise ValueError(f'expansion is {expansion}: at least 1 variant of each image')
     if format not in FORMATS: raise ValueError(f'unknown format {format!r}: one of {", ".join(FORMATS)}')
@@ -183,7 +184,8 @@ def expand(images: Images, # the seeds
 def expand_from_run(run: str|Path, # a run.json
                     images: Images, out: str|Path, # see `expand`
                     pipe=None, # None: the model that the record names
-                    batch_size: int = 64, **more) -> Images: # more settings of `expand` that do not change the images
+                    batch_size: int = 64, **more, # more settings of `expand` that do not change the images
+                    ) -> Images:
     "Make the images of a recorded run again. ValueError if the seed images or the model are others"
     said = json.loads(Path(run).read_text())
     if checksum(images) != said['inputs']['checksum']: raise ValueError(f"the images are not those of {run}: {len(images)} now, {said['inputs']['images']} then; give the same files, unchanged")

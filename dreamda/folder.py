@@ -53,7 +53,8 @@ def _records(out): # file name -> line of an image; and of something skipped
 def dump_line(record: dict) -> bytes: return json.dumps(record, ensure_ascii=False).encode() + b'\n'
 
 def merge(out: Path, # nobody else may be writing in it
-          report: bool = True) -> dict: # skipped.csv is written; returns file name -> record
+          report: bool = True, # skipped.csv is written
+          ) -> dict: # file name -> record
     "Make one metadata.jsonl of all parts, with a line for each image that is there"
     made, skipped = _records(out)
     made = {f: made[f] for f in sorted(made) if (out/made[f].get('shard', f)).exists()}
@@ -82,7 +83,8 @@ def load_synthetic(out: str|Path, classes: list[str]) -> Images: # keys are file
 
 # %% ../nbs/08a_folder.ipynb #9f12015d
 def pack(out: Path, files: dict, # file name -> record, of single files
-         classes: list[str], rank: int) -> dict: # of the process, for the shard's name; returns the new records
+         classes: list[str], rank: int, # of the process, for the shard's name
+         ) -> dict: # the new records
     "Put single files into a shard"
     from webdataset import TarWriter
     name = f"shard-{rank}-{len(list(out.glob(f'shard-{rank}-*.tar'))):05d}.tar"

@@ -17,14 +17,16 @@ from .sampler import Prediction, Trajectory, alphas, ddim_std, ddim_step, draw, 
 
 # %% ../nbs/03_inversion.ipynb #55f7ddb6
 def noise_start(pipe, generators: list, # one for each row
-                timesteps: list[int]) -> Trajectory: # falling
+                timesteps: list[int], # falling
+                ) -> Trajectory:
     "Start from pure noise, as text-to-image does"
     side = pipe.unet.config.sample_size
     return Trajectory(draw(generators, (pipe.unet.config.in_channels, side, side), torch.zeros(1, device=pipe.device)), timesteps)
 
 def noised_start(pipe, latents: Tensor, # (B,4,h,w), scaled
                  generators: list, # one for each row
-                 timesteps: list[int]) -> Trajectory: # falling; none: the latents as they are
+                 timesteps: list[int], # falling; none: the latents as they are
+                 ) -> Trajectory:
     "Start from the latents with noise of the first timestep's level, as SDEdit does (Meng et al. 2022)"
     if not timesteps: return Trajectory(latents, timesteps)
     a = alphas(pipe, timesteps)[0][0]
@@ -34,7 +36,8 @@ def noised_start(pipe, latents: Tensor, # (B,4,h,w), scaled
 def inverse_step(pipe, x_prev: Tensor, # (B,4,h,w) at noise level `a_prev`
                  guess: Prediction, # of the model, from something near the `x_t` that is looked for
                  a_t: float, a_prev: float, # alphas_cumprod, `a_t` the smaller one
-                 x0_prev: Tensor|None = None) -> tuple[Tensor, Tensor]: # the clean latent predicted at `x_prev`: makes the step one of second order
+                 x0_prev: Tensor|None = None, # the clean latent predicted at `x_prev`: makes the step one of second order
+                 ) -> tuple[Tensor, Tensor]:
     "The `x_t` from which a step with this prediction leads to `x_prev`, and the clean latent predicted there; each (B,4,h,w)"
     s, n, w = a_t**.5, (1 - a_t)**.5, 1. if x0_prev is None else .5
     p, q, m = (s, n, s*guess.eps - n*guess.x0) if pipe.scheduler.config.prediction_type == 'v_prediction' else (1/s, n/s, guess.eps)
@@ -49,7 +52,8 @@ def ddim_invert(pipe, latents: Tensor, # (B,4,h,w), scaled
                 timesteps: list[int], # falling, as the way back will run them
                 guidance_scale: float = 1., # of the source; above 1 the way back drifts
                 corrections: int = 1, # fixed-point corrections of each step; 0: plain DDIM inversion
-                solver: str = 'ddim') -> Trajectory: # of the way back, one of `SOLVERS`
+                solver: str = 'ddim', # of the way back, one of `SOLVERS`
+                ) -> Trajectory:
     "Invert latents into the noise that they come from (paper Eq. 5), with fixed-point corrections"
     if corrections < 0: raise ValueError(f'corrections is {corrections}: 0 or more')
     x, before = latents.float(), None
@@ -66,7 +70,8 @@ def dpm_encode(pipe, latents: Tensor, # (B,4,h,w), scaled
                timesteps: list[int], # falling, as the way back will run them
                generators: list, # one for each row
                eta: float = 1., # above 0; the way back has to have the same
-               guidance_scale: float = 1.) -> Trajectory: # of the source; with `noises`
+               guidance_scale: float = 1., # of the source
+               ) -> Trajectory: # with `noises`
     "CycleDiffusion's DPM-encoder: a random path from the latents to noise, and the noises with which the model comes back along it"
     x0, levels, noises = latents.float(), alphas(pipe, timesteps), []
     if any(not ddim_std(*l, eta) for l in levels[:len(timesteps)]):
@@ -97,7 +102,8 @@ class Inversions:
     def get(self, latents: Tensor, # (S,4,h,w) of the seeds
             names: list, # for each, what else its trajectory depends on, as json takes it
             timesteps: list[int],
-            invert) -> Trajectory: # (indices of seeds) -> `Trajectory`; returns that of all S
+            invert, # (indices of seeds) -> `Trajectory`
+            ) -> Trajectory: # that of all S
         "Trajectories of all seeds, of which only the missing ones are computed"
         if not self.folder: return invert(list(range(len(latents))))
         paths, found, missing = [self._path(z, [n, timesteps]) for z, n in zip(latents, names)], {}, []

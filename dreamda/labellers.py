@@ -161,7 +161,7 @@ def label_accuracy(
 
 def acceptance(
     table:pd.DataFrame, # of AMST: with agreement and uncertainty
-    taus=np.geomspace(1e-4, .3, 40), # thresholds
+    taus=tuple(np.geomspace(1e-4, .3, 40)), # thresholds
     truth:list[str]|None=None # N class names
 ) -> pd.DataFrame: # columns tau, accepted, kept (share of these with their seed's label), and accuracy, given a truth
     "What each threshold would accept, with no further training"

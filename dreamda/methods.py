@@ -75,7 +75,8 @@ METHODS = dict(
     diff_ii=Method('joined', 50, guidance_scale=7.5))
 
 def get_method(name: str, # one of `METHODS`
-               **changes) -> Method: # fields of `Method`, or of its perturbation, of what it learns, or of its guide, to set differently
+               **changes, # fields of `Method`, or of its perturbation, of what it learns, or of its guide, to set differently
+               ) -> Method:
     "A method by name, with changes; ValueError for a name or a field that is not known"
     if name not in METHODS: raise ValueError(f'unknown method {name!r}: one of {", ".join(METHODS)}')
     m, names = METHODS[name], lambda part: {f.name for f in fields(part)}
@@ -147,7 +148,8 @@ def plan(method: Method, images: Images, # the dataset
          pairs: list, # (index of the seed, number of the variant) for each
          seed: int = 0, # of the run
          prompts: dict[str, list[str]]|None = None, # for each class (by name), its prompts; None: the method's template
-         draw: int = 0) -> list[Variant]: # of the same variants' noise; others than 0 are for images that may not be used
+         draw: int = 0, # of the same variants' noise; others than 0 are for images that may not be used
+         ) -> list[Variant]:
     "What is drawn for each variant before its noise"
     K, members, found = method.guide.variants if method.guide else 1, {}, []
     told = [] if prompts is None else images.classes if method.mix is not None else sorted({images.classes[t] for t in images.targets})
@@ -169,7 +171,8 @@ def plan(method: Method, images: Images, # the dataset
 
 # %% ../nbs/07_methods.ipynb #9570fb7c
 def join(a: Tensor, b: Tensor, # (B,4,h,w)
-         angle: Tensor) -> Tensor: # (B,) radians, 0: a
+         angle: Tensor, # (B,) radians, 0: a
+         ) -> Tensor:
     "The point on the circle through both, at this angle from the first towards the second (Diff-II)"
     cos = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1 + 1e-6, 1 - 1e-6)
     between, angle = cos.arccos().view(-1, 1, 1, 1), angle.to(a).view(-1, 1, 1, 1)
@@ -216,7 +219,8 @@ def generate(pipe, method: Method, images: Images, # the dataset
              inversions: Inversions|None = None, # where inverted seeds are kept
              learned: Tensor|None = None, # what `learn` returned, for a method that wants it; None: learned now
              prompts: dict[str, list[str]]|None = None, # see `plan`
-             draw: int = 0) -> Tensor: # see `plan`. Returns (B,3,H,W) in [-1,1], fp32 on the CPU
+             draw: int = 0, # see `plan`
+             ) -> Tensor: # (B,3,H,W) in [-1,1], fp32 on the CPU
     "Variants of images by a method"
     K = method.guide.variants if method.guide else 1
     lead = {p: n for n, p in enumerate(dict.fromkeys((i, v - v % K) for i, v in pairs))} # one of each K runs through the U-Net

@@ -35,7 +35,8 @@ def find_pickles(model) -> list[str]: # names of files
 def load_pipeline(model: str = 'tiny', # 'tiny', a folder, or a name on the Hugging Face hub
                   device=None, # default: a GPU if there is one
                   dtype: torch.dtype|None = None, # default: fp16 on a GPU, else fp32
-                  compile: bool = False) -> DiffusionPipeline: # the U-Net's repeated blocks by torch.compile: a minute or more before the first step, for long runs on a GPU
+                  compile: bool = False, # the U-Net's repeated blocks by torch.compile: a minute or more before the first step, for long runs on a GPU
+                  ) -> DiffusionPipeline:
     "A text-to-image pipeline with a U-Net (SD 1.x, 2.x, SDXL); ValueError for a name that is not known or a model of another kind"
     device = torch.device(device or default_device())
     dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
@@ -99,7 +100,8 @@ def decode_latents(pipe, latents: Tensor, # (B,4,h,w), scaled
 
 # %% ../nbs/01_models.ipynb #a5e65215
 @torch.no_grad()
-def flagged(pipe, images: Tensor) -> list[bool]: # (B,3,H,W) in [-1,1]
+def flagged(pipe, images: Tensor, # (B,3,H,W) in [-1,1]
+            ) -> list[bool]:
     "Which images the pipeline's safety checker objects to; none if it has no checker, or if they are not finite"
     if getattr(pipe, 'safety_checker', None) is None: return [False]*len(images)
     features = pipe.feature_extractor(to_pil(images.nan_to_num()), return_tensors='pt').pixel_values.to(pipe.device, pipe.safety_checker.dtype)
@@ -136,7 +138,8 @@ def text_inputs(pipe, cond: Conditioning, guided: bool) -> dict: # keyword argum
 TEMPLATE = 'A photo of a {class}' # of the paper
 
 def fill_template(template: str, # with '{class}' where the name goes
-                  name: str) -> str: # a class name; underscores and hyphens are read as spaces
+                  name: str, # a class name; underscores and hyphens are read as spaces
+                  ) -> str:
     "The prompt for a class; ValueError if the template has no place for it"
     if '{class}' not in template: raise ValueError(f"the prompt template {template!r} has no '{{class}}' in it")
     return template.replace('{class}', name.replace('_', ' ').replace('-', ' '))
@@ -163,7 +166,8 @@ class Clip:
         "How well each text describes each image (Radford et al. 2021)"
         return (self.model.logit_scale.exp().float() * self.features(images) @ self.text_features(texts).T).softmax(1)
 
-def load_clip(model: str = 'tiny', device=None) -> Clip: # 'tiny', a folder, or a name on the hub
+def load_clip(model: str = 'tiny', device=None, # 'tiny', a folder, or a name on the hub
+              ) -> Clip:
     "A CLIP model; ValueError for a name that is not known"
     name = TINY/'clip' if str(model) == 'tiny' else model
     try: parts = [c.from_pretrained(name, **kw) for c, kw in ((CLIPModel, dict(use_safetensors=True, dtype=torch.float32)), (CLIPTokenizer, {}), (CLIPImageProcessor, {}))]

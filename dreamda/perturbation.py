@@ -28,7 +28,8 @@ class Perturbation:
 
     def noise(self, h: Tensor, # (G*B,C,h,w) or (B,C,h,w): a feature; G rows (unconditional, conditional) of each variant
               draw, # (*shape) -> (B,*shape) unit normal, each variant from its own generator
-              n: int) -> Tensor: # B; returns the noise to add to `h`
+              n: int, # B
+              ) -> Tensor: # the noise to add to `h`
         "The noise for a feature, scaled; drawn per variant, so that it does not depend on the batch"
         h = h.unflatten(0, (-1, n))
         if self.share_cfg_noise: z = draw(*h.shape[2:])[None].expand_as(h)

@@ -23,7 +23,8 @@ from .data import write_whole
 # %% ../nbs/15_pretrain.ipynb #a30bfc52
 def train_tokenizer(captions: list[str], # texts to learn the merges from
                     max_length: int = 24, # tokens a prompt is padded or cut to
-                    vocab_size: int = 900) -> CLIPTokenizer: # with 512 byte tokens and two special ones
+                    vocab_size: int = 900, # with 512 byte tokens and two special ones
+                    ) -> CLIPTokenizer:
     "A byte-level BPE tokenizer in CLIP's format, its merges learned from `captions`"
     raw = CLIPTokenizer().backend_tokenizer # the normaliser and pre-tokenizer of CLIP, with no vocabulary
     start, end = '<|startoftext|>', '<|endoftext|>'
@@ -43,7 +44,8 @@ def build_clip(tokenizer, # a `CLIPTokenizer`
                patch_size: int = 8, # pixels
                text: tuple = (2, 64), # layers and width of the text tower
                vision: tuple = (3, 96), # layers and width of the vision transformer
-               projection_dim: int = 64) -> CLIPModel: # of the shared space
+               projection_dim: int = 64, # of the shared space
+               ) -> CLIPModel:
     "A small CLIP with heads of 32 channels (Radford et al. 2021)"
     def tower(layers, width): return dict(num_hidden_layers=layers, hidden_size=width, intermediate_size=4*width, num_attention_heads=max(1, width//32))
     special = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
@@ -77,7 +79,8 @@ def train(model: nn.Module, # trained in place; holds the averaged weights after
           ema_decay: float = 0.995, # at most; it rises from 0 as (1+step)/(10+step)
           weight_decay: float = 0.01, # of AdamW
           seed: int = 0, # of the batches
-          save_seconds: float = 60) -> nn.Module: # between two checkpoints
+          save_seconds: float = 60, # between two checkpoints
+          ) -> nn.Module:
     "Train `model` for `steps` steps, on as many processes as `accelerate` started, and continue from a checkpoint if there is one"
     folder, acc = Path(folder), Accelerator()
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,8 @@ def train(model: nn.Module, # trained in place; holds the averaged weights after
 def clip_loss(image: Tensor, # (B,D), of unit length
               text: Tensor, # (B,D), of unit length
               caption: Tensor, # (B,) number of each caption; equal numbers are positives
-              scale: Tensor) -> Tensor: # the inverse temperature
+              scale: Tensor, # the inverse temperature
+              ) -> Tensor:
     "CLIP's symmetric cross entropy with equal captions as shared positives"
     logits = scale * image @ text.T
     target = (caption[:, None] == caption[None]).float()
@@ -141,7 +145,8 @@ def train_clip(work, # the folder with the corpus; the model goes to `work/clip`
 # %% ../nbs/15_pretrain.ipynb #a378458d
 @torch.no_grad()
 def fold_normalisation(vae: AutoencoderKL, # changed in place
-                       images: Tensor) -> AutoencoderKL: # (N,3,H,W) in [-1,1] to measure the latents on
+                       images: Tensor, # (N,3,H,W) in [-1,1] to measure the latents on
+                       ) -> AutoencoderKL:
     "Fold an affine map into the VAE's 1x1 convolutions so that its scaled latents have mean 0 and deviation 1 in each channel"
     z = torch.cat([vae.encode(b).latent_dist.mean for b in images.split(256)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * vae.config.scaling_factor
@@ -171,7 +176,8 @@ def train_vae(work, # the folder with the corpus; the model goes to `work/vae`
 
 def vae_loss(vae: AutoencoderKL, x: Tensor, # (B,3,H,W) in [-1,1]
              generator: torch.Generator, # of the posterior's draw
-             kl: float) -> Tensor: # weight of the KL term, per value
+             kl: float, # weight of the KL term, per value
+             ) -> Tensor:
     "Mean squared error of the reconstruction + `kl` times the mean KL divergence of the posterior from N(0,1)"
     q = vae.encode(x).latent_dist
     z = q.mean + q.std * torch.randn(q.mean.shape, generator=generator)

@@ -33,7 +33,8 @@ def preview(images: Images, pipe, method: Method,
 # %% ../nbs/08b_preview.ipynb #0b6750be
 def estimate(images: Images, pipe, method: Method, expansion: int = 10, batch_size: int = 64,
              processes: int = 1, # that will share the work, each with a device like this one
-             **output) -> dict: # format, shard_size; returns images, seconds until it ends, device hours of all together, bytes on disk, and on how many images this was measured
+             **output, # format, shard_size
+             ) -> dict: # images, seconds until it ends, device hours of all together, bytes on disk, and on how many images this was measured
     "What a run will take, from a short part of it that is thrown away"
     count = min(len(images), max(1, batch_size//expansion))
     part = images.subset(np.linspace(0, len(images) - 1, count).round().astype(int).tolist())

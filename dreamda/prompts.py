@@ -20,7 +20,8 @@ from .models import TEMPLATE, default_device, fill_template
 # %% ../nbs/05_prompts.ipynb #a221435b
 MAX_CHARS = 400 # of a prompt; CLIP reads 77 tokens, about 350 characters
 
-def names_class(prompt: str, name: str) -> bool: # of a class
+def names_class(prompt: str, name: str, # of a class
+                ) -> bool:
     "Does a text name a class, as a word of its own, singular or plural?"
     *first, last = map(re.escape, fill_template('{class}', name).split())
     last = f'(?:{last}(?:s|es)?' + (f'|{last[:-1]}ies)' if last.endswith('y') else ')')
@@ -189,14 +190,16 @@ def write_prompts(path: str|Path, prompts: dict[str, list[str]]):
 def _lines(prompts): return ''.join(json.dumps({'class': c, 'prompt': p}, ensure_ascii=False) + '\n' for c, ps in prompts.items() for p in ps)
 
 # %% ../nbs/05_prompts.ipynb #a98c3a37
-def truncated(prompts: list[str], tokenizer) -> list[str]: # of the text-to-image pipeline
+def truncated(prompts: list[str], tokenizer, # of the text-to-image pipeline
+              ) -> list[str]:
     "The prompts of which the model does not read the end"
     return [p for p in prompts if len(tokenizer(p, verbose=False).input_ids) > tokenizer.model_max_length]
 
 def make_prompts(source, # a `Grammar`, `Endpoint` or `Local`
                  classes: list[str], n: int, # prompts for each class
                  path: str|Path, # the file that keeps them, see `prompts_path`
-                 tokenizer=None) -> dict[str, list[str]]: # of the text-to-image pipeline, to report what it will not read; returns `n` prompts for each class
+                 tokenizer=None, # of the text-to-image pipeline, to report what it will not read
+                 ) -> dict[str, list[str]]: # `n` prompts for each class
     "Prompts for each class, from the file or else from `source`. ValueError if there are too few, with what was wrong with the others"
     known, path, short = read_prompts(path), Path(path), []
     if missing := {c: n - len(known.get(c, [])) for c in classes if len(known.get(c, [])) < n}:

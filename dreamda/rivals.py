@@ -20,7 +20,8 @@ from .sampler import draw, make_generator, predict
 
 # %% ../nbs/07b_rivals.ipynb #6ab02aed
 def encode_tokens(pipe, template: str, # of the prompt, with '{class}'
-                  vectors: Tensor) -> Tensor: # (B,n,E) token vectors; returns (B,L,D)
+                  vectors: Tensor, # (B,n,E) token vectors
+                  ) -> Tensor: # (B,L,D)
     "The text encoder's output for the template with these vectors where the class's name would stand"
     tokenizer = pipe.tokenizer
     before, after = (tokenizer(part, add_special_tokens=False).input_ids for part in template.split('{class}'))
@@ -103,7 +104,8 @@ def train_embeddings(pipe, how, template, classes, latents, generators, bar=None
 def learn(pipe, how, # `ImageEmbeddings` or `ClassTokens`
           images: Images, template: str, # of the prompts
           seed: int = 0, folder: str|Path|None = None, # to keep each in when it is learned, and to find it again
-          weights: str = '') -> Tensor: # the name of the U-Net's weights, see `weights_hash`; returns (N,n,D), N images or classes
+          weights: str = '', # the name of the U-Net's weights, see `weights_hash`
+          ) -> Tensor: # (N,n,D), N images or classes
     "The embeddings of all images or classes, of which only the missing ones are learned"
     owners, found = how.owners(images), {}
     settings = {k: v for k, v in asdict(how).items() if k not in ('together', 'toward', 'noise')}
@@ -129,7 +131,8 @@ def learn(pipe, how, # `ImageEmbeddings` or `ClassTokens`
 # %% ../nbs/07b_rivals.ipynb #7fc4f492
 def gif_score(clip: Clip, images: Tensor, # (B,K,3,H,W) in [-1,1]
               seeds: Tensor, # (B,3,H,W) in [-1,1]
-              texts: list[str]) -> Tensor: # one for each class; returns (B,)
+              texts: list[str], # one for each class
+              ) -> Tensor: # (B,)
     "How informative, true to the seed's zero-shot class, and diverse K images of a seed are (Zhang et al. 2023)"
     K, entropy = images.shape[1], lambda p: -(p*p.clamp_min(1e-12).log()).sum(-1)
     p0, p = clip.zero_shot(seeds, texts), clip.zero_shot(images.flatten(0, 1), texts).unflatten(0, (-1, K))
@@ -148,7 +151,8 @@ class Guide:
     def __call__(self, pipe, latents: Tensor, # (B,4,h,w), scaled
                  generators: list, # of the B*K
                  seeds: Tensor, # (B,3,H,W) in [-1,1]
-                 texts: list[str]) -> Tensor: # one for each class; returns (B*K,4,h,w)
+                 texts: list[str], # one for each class
+                 ) -> Tensor: # (B*K,4,h,w)
         "K latents for each"
         clip = load_clip(self.clip or ('tiny' if Path(pipe.config._name_or_path) == TINY else 'openai/clip-vit-base-patch32'), pipe.device)
         done = []

@@ -24,7 +24,8 @@ class Prediction(NamedTuple):
     x0: Tensor # (B,4,h,w) the clean latent in it
 
 def to_prediction(pipe, out: Tensor, # what the U-Net returned: noise or, for `v_prediction`, the velocity
-                  x_t: Tensor, a_t) -> Prediction: # alphas_cumprod of `x_t`, a number or a tensor
+                  x_t: Tensor, a_t, # alphas_cumprod of `x_t`, a number or a tensor
+                  ) -> Prediction:
     "Noise and clean latent from either kind of model"
     s, n = a_t**.5, (1 - a_t)**.5
     if pipe.scheduler.config.prediction_type == 'v_prediction': return Prediction(s*out + n*x_t, s*x_t - n*out)
@@ -39,7 +40,8 @@ def ddim_step(eps: Tensor, # (B,4,h,w) predicted noise
               a_t: float, # alphas_cumprod of what they were predicted from
               a_prev: float, # alphas_cumprod of what is wanted, not smaller
               eta: float = 0., # 0: deterministic, 1: DDPM
-              noise: Tensor|float = 0.) -> Tensor: # (B,4,h,w) of unit variance
+              noise: Tensor|float = 0., # (B,4,h,w) of unit variance
+              ) -> Tensor:
     "One step of DDIM (Song et al. 2021, Eq. 12)"
     std = ddim_std(a_t, a_prev, eta)
     return a_prev**.5*x0 + max(1 - a_prev - std**2, 0.)**.5*eps + std*noise
@@ -47,7 +49,8 @@ def ddim_step(eps: Tensor, # (B,4,h,w) predicted noise
 # %% ../nbs/02_sampler.ipynb #52fc1220
 def multistep(x_t: Tensor, x0: Tensor, # (B,4,h,w), and its clean latent as predicted
               a_t: float, a_prev: float, # alphas_cumprod of `x_t` and of what is wanted
-              x0_before: Tensor, a_before: float) -> Prediction: # the clean latent predicted one step earlier, and where
+              x0_before: Tensor, a_before: float, # the clean latent predicted one step earlier, and where
+              ) -> Prediction:
     "The prediction with which a DDIM step is one of DPM-Solver++ 2M (Lu et al. 2022)"
     slope = float((logit(a_prev) - logit(a_t)) / (logit(a_t) - logit(a_before)) / 2)
     D = x0 + slope*(x0 - x0_before)
@@ -55,7 +58,8 @@ def multistep(x_t: Tensor, x0: Tensor, # (B,4,h,w), and its clean latent as pred
 
 # %% ../nbs/02_sampler.ipynb #d99d9547
 def get_timesteps(pipe, num_inference_steps: int, # of the whole way
-                  strength: float = 1.) -> list[int]: # the part of it that is run, 0 to 1
+                  strength: float = 1., # the part of it that is run, 0 to 1
+                  ) -> list[int]:
     "The timesteps to run, falling, as diffusers' DDIM and image-to-image choose them"
     if not 0 <= strength <= 1: raise ValueError(f'strength is {strength}: give a number from 0 (nothing changes) to 1 (from pure noise)')
     if num_inference_steps < 1: raise ValueError(f'num_inference_steps is {num_inference_steps}: at least 1')
@@ -97,7 +101,8 @@ SOLVERS = ('ddim', 'dpm++')
 def predict(pipe, x: Tensor, # (B,4,h,w)
             t, a_t: float, # the timestep, a number or a tensor of none, and its alphas_cumprod
             cond: Conditioning, # of B rows
-            guidance_scale: float|Tensor = 1.) -> Prediction: # or one for each row, (B,1,1,1)
+            guidance_scale: float|Tensor = 1., # or one for each row, (B,1,1,1)
+            ) -> Prediction:
     "The U-Net's prediction after classifier-free guidance (Ho and Salimans 2021); at guidance 1 the empty prompt is not computed"
     guided = torch.is_tensor(guidance_scale) or guidance_scale != 1
     rows = torch.cat([x, x]) if guided else x
@@ -152,7 +157,8 @@ def reverse(pipe, trajectory: Trajectory, # of S rows
             eta: float = 0., generators: list|None = None, # one for each result
             solver: str = 'ddim', # one of `SOLVERS`; the second needs eta 0
             variants: list[int]|None = None, # for each of B results, the row of `trajectory` that it starts from; None: one of each
-            encoder_interval: int = 1) -> Tensor: # steps for which the encoder's features are used; 1: exact. Returns (B,4,h,w), denoised
+            encoder_interval: int = 1, # steps for which the encoder's features are used; 1: exact
+            ) -> Tensor: # (B,4,h,w), denoised
     "Run the model backwards from `trajectory`: the one loop behind every method"
     if solver not in SOLVERS or (eta and solver != 'ddim'): raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ with eta 0')
     if encoder_interval < 1: raise ValueError(f'encoder_interval is {encoder_interval}: at least 1 step')

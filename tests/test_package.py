@@ -48,7 +48,7 @@ def test_requirements(root):
     "Whatever is imported is required by name; whatever is required is imported, but for the tools named here"
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini')
-    required, optional, dev = ({re.split('[<>=]', r)[0] for r in cfg['DEFAULT'][k].split()} for k in ('requirements', 'optional_requirements', 'dev_requirements'))
+    required, optional, dev, docs = ({re.split('[<>=]', r)[0] for r in cfg['DEFAULT'][f'{k}requirements'].split()} for k in ('', 'optional_', 'dev_', 'docs_'))
     cells = lambda p: (''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code')
     in_package = imported(p.read_text() for p in (root/'dreamda').glob('*.py'))
     at_once = imported((p.read_text() for p in (root/'dreamda').glob('*.py')), lambda tree: tree.body)
@@ -56,6 +56,7 @@ def test_requirements(root):
     assert at_once <= required
     assert in_package - required == optional, 'imported inside functions only'
     assert in_notebooks <= required | optional | dev
+    assert imported(p.read_text() for p in (root/'docs').glob('*.py')) <= required | dev | docs | {'docutils', 'jinja2', 'nbformat'} # which Sphinx and myst-nb bring
     assert required - in_package <= {'papermill', 'ipykernel', 'ipywidgets'} # they run the notebooks
     assert dev - in_notebooks <= {'nbdev', 'execnb', 'fastgit', 'build', 'setuptools', 'nbconvert', 'tabulate', 'pytest-xdist'} # commands, pins for nbdev, DataFrame.to_markdown, pytest -n
 

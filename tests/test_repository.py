@@ -1,7 +1,7 @@
 "That the parts of the repository agree"
 import json, re
 from configparser import ConfigParser
-import dreamda, pandas as pd
+import dreamda, pandas as pd, yaml
 from dreamda.report import show
 
 def test_version(root):
@@ -20,3 +20,40 @@ def test_readme_quotes_the_results(root):
     readme, results = (root/'README.md').read_text(), root/'results'/'quickstart'
     assert show(pd.read_csv(results/'accuracy.csv', index_col=0)).to_markdown() in readme
     assert json.loads((results/'accuracy.json').read_text())['settings']['answer'] in readme
+
+def test_model_card_quotes_the_results(root):
+    card, quality = (root/'dreamda'/'tiny'/'README.md').read_text(), pd.read_csv(root/'results'/'tiny_world'/'quality.csv', index_col=0).value
+    made = json.loads((root/'results'/'tiny_world'/'quality.json').read_text())['settings']
+    for said in (f'{quality["VAE PSNR on the digits (dB)"]:.1f} dB |', f'| {quality["CLIP zero-shot accuracy on the digits"]:.1%} |', f'guidance 2 | {quality["label accuracy of text-to-image at guidance 2"]:.1%} |',
+                 f'guidance 4 | {quality["label accuracy of text-to-image at guidance 4"]:.1%} |', f'| {quality["size (MB)"]:.1f} MB |', f'reads {quality["accuracy of the judge on glyphs of the corpus"]:.0%} of',
+                 f'in {quality["training time (minutes, rendering included)"]:.0f} minutes', f'{made["images"]:,} pictures', f'{made["faces"]} font faces'): assert said in card, said
+
+def test_links_lead_to_files(root):
+    "Those of notebooks and of the pages beside README, as GitHub follows them"
+    for p in [*root.glob('*.md'), *(root/'nbs').glob('*.ipynb')]:
+        text = p.read_text() if p.suffix == '.md' else '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown')
+        for link in re.findall(r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)):
+            if not re.match('https?:|mailto:', link): assert ((root if p.stem == 'index' else p.parent)/link).exists(), f'{p.name}: {link}'
+
+def test_workflows(root):
+    "Valid, asking for no more rights than they need, with actions pinned to a major version; tested are the versions that settings.ini allows from"
+    for p in (root/'.github'/'workflows').glob('*.yml'):
+        w = yaml.safe_load(p.read_text())
+        assert w['permissions'] == {'contents': 'read'} and w[True], p.name # `on` is true in YAML
+        for job in w['jobs'].values():
+            for step in job['steps']: assert re.fullmatch(r'actions/[\w-]+@v\d+', step.get('uses', 'actions/none@v0')), step
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini')
+    matrix = yaml.safe_load((root/'.github'/'workflows'/'tests.yml').read_text())['jobs']['test']['strategy']['matrix']['python']
+    assert matrix[0] == cfg['DEFAULT']['min_python'] and len(matrix) == 3
+
+def test_quarto_is_told_what_the_settings_say(root):
+    "For `nbdev_docs`, which writes nbs/nbdev.yml anew"
+    cfg, site = ConfigParser(delimiters=['=']), yaml.safe_load((root/'nbs'/'nbdev.yml').read_text())['website']
+    cfg.read(root/'settings.ini')
+    assert (site['title'], site['description'], site['repo-url'], site['site-url']) == (cfg['DEFAULT']['title'], cfg['DEFAULT']['description'], cfg['DEFAULT']['git_url'], cfg['DEFAULT']['doc_host'] + cfg['DEFAULT']['doc_baseurl'])
+
+def test_citation(root):
+    cited = yaml.safe_load((root/'CITATION.cff').read_text())
+    assert str(cited['version']) == dreamda.__version__ and cited['preferred-citation']['url'] == 'https://arxiv.org/abs/2403.12803'
+    assert f'## {dreamda.__version__}' in (root/'CHANGELOG.md').read_text()
