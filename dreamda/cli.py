@@ -73,6 +73,10 @@ def _method(name, **changes): # those that were given
 def _say(text):
     if _first_process(): typer.echo(text)
 
+def _quiet(): # files are read in a moment, and their bars and notes are in the way of ours
+    import diffusers.utils.logging as a, transformers.utils.logging as b
+    for logging in (a, b): logging.disable_progress_bar(); logging.set_verbosity_error()
+
 def _duration(s): return f'{s:.0f} seconds' if s < 100 else f'{s/60:.0f} minutes' if s < 6000 else f'{s/3600:.1f} hours'
 
 def _glyphs(model, data): # a word of warning
@@ -94,6 +98,7 @@ def preview(data:Data, sheet:Annotated[Path, typer.Argument(help='The picture to
     from dreamda.data import load_data
     from dreamda.models import load_pipeline
     from dreamda.preview import preview
+    _quiet()
     images, method = load_data(data).train, _method(method_name, site=site, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, template=template)
     _glyphs(model, data)
     fig = preview(images, load_pipeline(model), method, tuple(sigma), tuple(strength), count, seed, batch_size)
@@ -127,6 +132,7 @@ def expand(data:Data, out:Out, model:Model = 'tiny', method_name:MethodName = 'd
     from dreamda.expand import expand, expand_from_run
     from dreamda.models import load_pipeline
     from dreamda.prompts import read_prompts
+    _quiet()
     start, images = time.perf_counter(), load_data(data).train
     if prompts and not prompts.is_file(): raise ValueError(f'no file {prompts}: give one with a line {{"class": "cat", "prompt": "A cat ..."}} for each prompt')
     output, told = dict(format=format, shard_size=shard_size), read_prompts(prompts) if prompts else None
@@ -190,7 +196,8 @@ def label(data:Data, out:Out, labels:Labels = None, tau:Tau = None, threshold:Th
     Example:
       dreamda label photos/ out/ --labels amst --tau 0.03"""
     from dreamda.evaluate import SYNTHETIC, Recipe, load_run, train_arm, training_seconds
-    from dreamda.labellers import LABELLERS, audit
+    from dreamda.labellers import acceptance, audit
+    _quiet()
     start, run = time.perf_counter(), load_run(data, out)
     recipe = _recipe(Recipe(labels='amst'), tau, threshold, clip, labels=labels, classifier=classifier, pretrained=pretrained, image_size=image_size, updates=updates, policy=policy,
                      synthetic_fraction=synthetic_fraction, mixing=mixing, flip=flip, lr=lr)
@@ -200,6 +207,9 @@ def label(data:Data, out:Out, labels:Labels = None, tau:Tau = None, threshold:Th
     _write(out/'labels.json', recipe=recipe, seed=seed)
     _note(out, data, start)
     changed = (table.label != table.seed_label)[table.accepted].mean() if table.accepted.any() else 0
+    if table.agreement.notna().all() and table.accepted.mean() < .2:
+        near = acceptance(table).assign(d=lambda c: (c.accepted - .5).abs()).sort_values('d').iloc[0]
+        _say(f'Few images are accepted; --tau {near.tau:.2g} would accept {near.accepted:.0%}, of these {near.kept:.0%} with the label of their seed.')
     _say(f'{out/"labels.csv"}: {table.accepted.sum()} of {len(table)} images accepted by {recipe.labels}, {changed:.1%} of them with another label than their seed. Next: dreamda train {data} {out} model')
 
 def _write(path, **facts):
@@ -225,6 +235,7 @@ def train(data:Data, out:Out, model:Annotated[Path, typer.Argument(help='The fol
     from dreamda.classifier import save_classifier
     from dreamda.evaluate import ARMS, SYNTHETIC, Recipe, estimate_gain, evaluate, fold_count, load_run, say_verdict, train_arm, training_seconds, trial_table
     from dreamda.report import save_results, show, verdict
+    _quiet()
     start, run = time.perf_counter(), load_run(data, out)
     base = Recipe(**json.loads((out/'labels.json').read_text())['recipe']) if (out/'labels.json').exists() else Recipe()
     recipe = _recipe(base, tau, threshold, clip, labels=labels, classifier=classifier, pretrained=pretrained, image_size=image_size, updates=updates, policy=policy,
@@ -260,6 +271,7 @@ def measure(data:Data, out:Out,
     Example:
       dreamda measure photos/ out/ --features inception"""
     from dreamda.evaluate import Recipe, measure_run
+    _quiet()
     start = time.perf_counter()
     found = measure_run(data, out, features, clip, _recipe(Recipe(), updates=updates, classifier=classifier, flip=flip), samples, workers=workers)
     _write(out/'metrics.json', **found)
@@ -325,7 +337,7 @@ def main(
 ):
     "Run a command, and exit"
     args = sys.argv[1:] if args is None else args
-    debug, line = '--debug' in args, lambda e: ' '.join((e.format_message() if hasattr(e, 'format_message') else str(e)).split())
+    debug, line = '--debug' in args, lambda e: ' '.join((e.format_message() if hasattr(e, 'format_message') else str(e)).replace('overwrite=True', '--overwrite').split())
     warnings.showwarning = lambda message, *_: print(f'Warning: {" ".join(str(message).split())}', file=sys.stderr)
     warnings.simplefilter('ignore', DeprecationWarning); warnings.simplefilter('ignore', FutureWarning)
     try: code = app(args, prog_name='dreamda', standalone_mode=False)
@@ -339,5 +351,5 @@ def main(
     if code == 130: print('Stopped. The same command ' + ('goes on where it was.' if set(args) & set(GOES_ON) else 'starts anew.'), file=sys.stderr)
     sys.exit(code or 0)
 
-# %% ../nbs/16_cli.ipynb #e3e546b1
+# %% ../nbs/16_cli.ipynb #c70ad053
 if __name__ == '__main__' and '__file__' in globals(): main()

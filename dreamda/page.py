@@ -15,7 +15,6 @@ from PIL import Image
 from .data import Images, load_data, write_whole
 from .evaluate import SYNTHETIC, per_class
 from .folder import load_synthetic, read_metadata
-from .methods import read_method
 
 # %% ../nbs/17_page.ipynb #a49b2457
 CLASSES, VARIANTS, EACH = 12, 8, 12 # classes shown, variants of a seed, images of a kind
@@ -92,11 +91,10 @@ def collect(
     seeds, n = _seeds(lines, real, made)
     for pair in (metrics or {}).get('nearest', []): pair.update(made=made(pair['file_name']), real=real(pair['image']))
     wanted = run['inputs']['images']*run['run']['expansion']
-    m = read_method(run['run']['settings'])
     told = dict(method=run['run']['method'], model=run['model']['name'], expansion=run['run']['expansion'], seed=run['run']['seed'], **{k: v for k, v in _flat(run['run']['settings']) if v is not None and v != []})
     return dict(title=out.resolve().name, out=str(out), quoted=shlex.quote(str(out)), lines=len(lines), wanted=wanted, inputs=run['inputs'], seeds=seeds, classes=n, real_found=bool(real.at), labels=_labels(out/'labels.csv', made), label_record=_json(out/'labels.json'),
                 accuracy=_accuracy(out), metrics=metrics, measures=MEASURES, settings=told, finetuned=run['model'].get('finetuned'), history=history, versions=run['versions'], images=len(made.at),
-                seconds=sum(h['seconds'] for h in history), generation=sum(h['seconds'] for h in history if 'images' in h), has_perturbation=m.perturbation is not None)
+                seconds=sum(h['seconds'] for h in history), generation=sum(h['seconds'] for h in history if 'images' in h))
 
 def _flat(d, name=''): # (name, value) of nested settings
     for k, v in d.items(): yield from _flat(v, f'{k}.') if isinstance(v, dict) else [(name + k, v)]
@@ -133,11 +131,11 @@ h1 { font-size: 1.15rem; font-weight: 600; color: var(--soft); margin: 1rem 0 .3
 .verdict { border-left: .4rem solid currentColor; background: var(--card); padding: .8rem 1.1rem; border-radius: .3rem } .verdict b { display: block; font-size: 2rem; line-height: 1.25 } .verdict span { color: var(--ink) }
 .yes { color: var(--yes) } .no { color: var(--no) } .tell { color: var(--tell) } .soft { color: var(--soft); font-size: .9rem } a { color: var(--blue) }
 .scroll { overflow-x: auto; overscroll-behavior-x: contain } .scroll:focus-visible { outline: 2px solid var(--blue) } table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600 } .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } tbody th { font-weight: 400; overflow-wrap: anywhere }
+th { font-weight: 600 } .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } tbody th { font-weight: 400; overflow-wrap: break-word; min-width: 6.5rem; max-width: 24rem }
 .span { position: relative; display: block; height: 1rem; min-width: 8rem; margin-top: .3rem } .span i { position: absolute; top: .4rem; height: .2rem; background: var(--blue); border-radius: .1rem } .span u { position: absolute; top: .15rem; width: .7rem; height: .7rem; margin-left: -.35rem; border-radius: 50%; background: var(--blue) }
 .strip { display: flex; flex-wrap: wrap; gap: .35rem; margin: .2rem 0 1rem } figure { margin: 0; width: 5rem } img { width: 5rem; height: 5rem; object-fit: contain; background: var(--card); border-radius: .2rem; display: block; image-rendering: auto }
 img[src^="data:image/png"] { image-rendering: pixelated } .seed { padding-right: .35rem; margin-right: .1rem; border-right: 2px solid var(--blue); width: 5.5rem } figcaption { font-size: .78rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere }
-h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code { font: .88rem/1.5 ui-monospace, monospace } pre { background: var(--card); padding: .7rem .9rem; border-radius: .3rem; overflow-x: auto } summary { cursor: pointer; padding: .3rem 0 } .gone { width: 5rem; height: 5rem; border: 1px dashed var(--line); border-radius: .2rem }
+h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code { font: .88rem/1.5 ui-monospace, monospace } pre { background: var(--card); padding: .7rem .9rem; border-radius: .3rem; overflow-x: auto } summary { cursor: pointer; padding: .3rem 0 } img + img { margin-top: .2rem } .gone { width: 5rem; height: 5rem; border: 1px dashed var(--line); border-radius: .2rem }
 @media (max-width: 34rem) { figure, img, .gone { width: 4.1rem } img, .gone { height: 4.1rem } .seed { width: 4.6rem } th, td { padding-right: .5rem } }
 </style></head><body>
 {%- macro pic(src, alt) %}{% if src %}<img src="{{ src }}" alt="{{ alt }}">{% else %}<div class="gone" role="img" aria-label="{{ alt }}: not found"></div>{% endif %}{% endmacro %}
@@ -165,9 +163,9 @@ h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code
 {%- endfor %}</tbody></table></div>
 <p class="soft">Every arm: {{ accuracy.recipe.classifier }}, {{ accuracy.recipe.updates }} updates, the same real images. Original: crops{% if accuracy.recipe.flip %} and mirror images{% endif %}. RandAugment: the classic way. Labels of the synthetic images: {{ accuracy.recipe.labels }}.</p>
 <h3>By class</h3>
-<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by class"><table><thead><tr><th>class</th><th class="num">tested</th><th class="num">Original</th><th class="num">RandAugment</th><th class="num">With synthetic</th><th class="num">difference</th></tr></thead><tbody>
+<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by class"><table><thead><tr><th>class</th><th class="num">tested</th><th class="num">Original</th><th class="num">With synthetic</th><th class="num">difference</th><th class="num">RandAugment</th></tr></thead><tbody>
 {%- for c in accuracy.classes %}
-<tr><th scope="row">{{ c.name }}</th><td class="num">{{ c.images }}</td><td class="num">{{ percent(c.original) }}</td><td class="num">{{ percent(c.classic) }}</td><td class="num">{{ percent(c.synthetic) }}</td><td class="num {{ 'yes' if c.synthetic > c.original else 'no' if c.synthetic < c.original }}">{{ points(c.synthetic - c.original) }}</td></tr>
+<tr><th scope="row">{{ c.name }}</th><td class="num">{{ c.images }}</td><td class="num">{{ percent(c.original) }}</td><td class="num">{{ percent(c.synthetic) }}</td><td class="num {{ 'yes' if c.synthetic > c.original else 'no' if c.synthetic < c.original }}">{{ points(c.synthetic - c.original) }}</td><td class="num">{{ percent(c.classic) }}</td></tr>
 {%- endfor %}</tbody></table></div>
 <p class="soft">In percent; difference: With synthetic less Original, in points. A class has few images, so these differences scatter much.</p>
 {%- endif %}
