@@ -8,14 +8,12 @@ __all__ = ['SYNTHETIC', 'ARMS', 'Run', 'load_run', 'leak', 'folds', 'fold_count'
            'features_of', 'measure_run']
 
 # %% ../nbs/14b_evaluate.ipynb #c9d1d6b2
-import json
+import json, time
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd, time
+import numpy as np, pandas as pd
 from sklearn.model_selection import StratifiedKFold
-from .amst import plain
-from .classifier import accuracy, create_classifier, fit, predict
+from .classifier import create_classifier, predict
 from .compare import in_parallel
 from .data import Images, load_data, stack, write_whole
 from .expand import checksum
@@ -24,7 +22,7 @@ from .labellers import train
 from .methods import read_method
 from .metrics import between_halves, clip_score, distance_to_seed, diversity, extract, fid, kid, label_preservation, load_features, mmd, nearest, precision_recall
 from .models import load_clip
-from .report import answer, crossed, interval, verdict
+from .report import answer, crossed, interval
 
 # %% ../nbs/14b_evaluate.ipynb #02c22809
 @dataclass

@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'VARIANTS', 'EACH', 'MEASURES', 'TEMPLATE_PAGE', 'picture'
            'write_page']
 
 # %% ../nbs/17_page.ipynb #f47322b8
-import base64, io, json, os, shlex
+import base64, io, json, shlex
 from pathlib import Path
 import numpy as np, pandas as pd
 from jinja2 import Environment
@@ -136,7 +136,7 @@ th { font-weight: 600 } .num { text-align: right; font-variant-numeric: tabular-
 .strip { display: flex; flex-wrap: wrap; gap: .35rem; margin: .2rem 0 1rem } figure { margin: 0; width: 5rem } img { width: 5rem; height: 5rem; object-fit: contain; background: var(--card); border-radius: .2rem; display: block; image-rendering: auto }
 img[src^="data:image/png"] { image-rendering: pixelated } .seed { padding-right: .35rem; margin-right: .1rem; border-right: 2px solid var(--blue); width: 5.5rem } figcaption { font-size: .78rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere }
 h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code { font: .88rem/1.5 ui-monospace, monospace } pre { background: var(--card); padding: .7rem .9rem; border-radius: .3rem; overflow-x: auto } summary { cursor: pointer; padding: .3rem 0 } img + img { margin-top: .2rem } .gone { width: 5rem; height: 5rem; border: 1px dashed var(--line); border-radius: .2rem }
-@media (max-width: 34rem) { figure, img, .gone { width: 4.1rem } img, .gone { height: 4.1rem } .seed { width: 4.6rem } th, td { padding-right: .5rem } }
+@media (max-width: 34rem) { figure, img, .gone { width: 4.1rem } img, .gone { height: 4.1rem } .seed { width: 4.6rem } table { font-size: .84rem } th.num { white-space: normal } th, td { padding-right: .5rem } tbody th { min-width: 4.6rem } .span { min-width: 5rem } }
 </style></head><body>
 {%- macro pic(src, alt) %}{% if src %}<img src="{{ src }}" alt="{{ alt }}">{% else %}<div class="gone" role="img" aria-label="{{ alt }}: not found"></div>{% endif %}{% endmacro %}
 {%- macro percent(v) %}{% if v == v %}{{ '%.1f' % (100*v) }}{% endif %}{% endmacro %}
