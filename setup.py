@@ -25,7 +25,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={'optional': cfg['optional_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
                     'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('optional', 'docs', 'dev')).split()},
-    entry_points={'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3'],

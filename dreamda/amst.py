@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AMSTConfig', 'AMST', 'orthogonality', 'stage1_loss', 'mc_dropout', 'uncertainty', 'accept', 'partition',
-           'label_table', 'stage2', 'stage3_loss', 'first_updates', 'train_amst']
+           'label_table', 'stage2', 'stage3_loss', 'first_updates', 'train_amst', 'plain']
 
 # %% ../nbs/10_amst.ipynb #cd2a8258
 import copy, warnings
@@ -246,3 +246,15 @@ def train_amst(
         if config.restart: model.load_state_dict(start)
         _stage3(model, data, [[i if i < n else used[i - n] for i in b] for b in plan], config, weights, seed=seed + 1 + r, **training)
     return model, table
+
+# %% ../nbs/10_amst.ipynb #2a834e7d
+def plain(
+    model:nn.Module # an `AMST` after training, or any other
+) -> nn.Module: # a classifier as `create_classifier` makes it, with the same outputs in eval mode; the backbone is that of `model`
+    "The backbone with the main head as its own; any other model is returned as it is"
+    if not isinstance(model, AMST): return model
+    backbone, head = model.backbone, model.main[1]
+    backbone.reset_classifier(model.num_classes)
+    own = backbone.get_classifier().to(head.weight.device)
+    own.load_state_dict({n: v.view_as(own.state_dict()[n]) for n, v in head.state_dict().items()}) # of some it is a convolution with a 1x1 kernel
+    return backbone.eval()

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['OWN', 'POLICIES', 'MIXINGS', 'seeded', 'create_classifier', 'train_transform', 'augment', 'batches', 'Augmented',
            'Views', 'targets_as', 'check_outputs', 'transform_for', 'training_device', 'amp', 'load_batches',
-           'train_loop', 'optimize', 'fit', 'predict', 'accuracy']
+           'train_loop', 'optimize', 'fit', 'predict', 'accuracy', 'save_classifier', 'load_classifier']
 
 # %% ../nbs/09_classifier.ipynb #a6e4fbf6
 import copy
 import difflib
 import hashlib
+import json
 import random
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,7 @@ from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybeToTensor
 from timm.layers import BatchNormAct2d, create_conv2d
-from timm.models import load_state_dict
+from timm.models import load_state_dict, save_for_hf
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def create_classifier(
         if name in OWN:
             if pretrained: raise ValueError(f"{name} has no pretrained weights: give checkpoint=, or a timm model's name")
             model = OWN[name][0](**kwargs)
-            model.pretrained_cfg = dict(mean=(.5,)*3, std=(.5,)*3, classifier=OWN[name][1])
+            model.pretrained_cfg = dict(architecture=name, mean=(.5,)*3, std=(.5,)*3, classifier=OWN[name][1])
         else:
             if not (':' in name or timm.is_model(name)):
                 near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], 5, 0)
@@ -367,3 +368,25 @@ def accuracy(
 ) -> float: # 0 to 1
     "Share of images whose most probable class is the true one"
     return (probs.argmax(1) == torch.as_tensor(targets)).float().mean().item()
+
+# %% ../nbs/09_classifier.ipynb #90527477
+def save_classifier(
+    model:nn.Module, # from `create_classifier`, trained
+    classes:list[str], # in the order of its outputs
+    folder:str|Path, # made if missing
+    **about # for the record, of what json can write
+):
+    "Write a classifier as timm does"
+    check_outputs(model, classes)
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format) # safetensors wants plain tensors
+    save_for_hf(model, folder, dict(label_names=list(classes), **about), safe_serialization=True)
+
+def load_classifier(
+    folder:str|Path # from `save_classifier`
+) -> tuple[nn.Module, list[str]]: # the model in eval mode, for `predict`, and the names of its outputs
+    "Read a classifier. Raises `FileNotFoundError` if there is none"
+    path = Path(folder)/'config.json'
+    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no classifier: give a folder written by `dreamda train` or `save_classifier`')
+    config = json.loads(path.read_text())
+    model = create_classifier(config['architecture'], config['num_classes'], config['pretrained_cfg']['input_size'][-1], checkpoint=Path(folder)/'model.safetensors')
+    return model.eval(), config['label_names']

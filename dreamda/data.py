@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'DIGITS', 'EXTENSIONS', 'read_image', 'Images', 'load_digits', 'load_folder', 'Source', 'load_stl10',
-           'load_parts', 'load_data', 'scarce_split', 'fit_square', 'stack', 'write_whole']
+           'load_parts', 'load_data', 'scarce_split', 'fit_square', 'stack', 'write_whole', 'write_folder']
 
 # %% ../nbs/00_data.ipynb #d30ad121
-import hashlib, os
+import hashlib, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,3 +227,17 @@ def write_whole(
         write(tmp)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #96079adc
+def write_folder(
+    images:Images,
+    folder:str|Path # made; must be empty or not there
+):
+    "Write images as a folder of class folders: files are copied, arrays become PNG. Raises `ValueError` if something is there"
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f'{folder} is not empty: give another folder')
+    for i, key in enumerate(images.keys):
+        file = folder/images.classes[images.targets[i]]/Path(key).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(images.items[i], (str, Path)): shutil.copyfile(images.items[i], file)
+        else: images[i][0].save(file, format='PNG')

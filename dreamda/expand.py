@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .data import Images, fit_square, write_whole
 from .folder import at_work, short_hash, clear_errors, differences, dump_line, load_synthetic, merge, open_run, pack, processes, read_metadata, stoppable, variant_names
+from .finetune import finetune
 from .inversion import Inversions
 from .methods import Method, generate, plan, read_method
 from .models import TINY, flagged, image_size, load_pipeline, to_pil, weights_hash
@@ -34,9 +35,10 @@ def run_settings(pipe, method: Method, expansion: int, seed: int, name: str, ima
                 weights=weights_hash(pipe.unet, pipe.text_encoder), **{} if prompts is None else dict(prompts=short_hash(prompts)))
 
 def identity(pipe) -> dict:
-    "A model's name, precision, and the hash of each part's weights"
+    "A model's name, precision, the hash of each part's weights, and how it was fine-tuned"
     name = pipe.config._name_or_path
-    return dict(name='tiny' if Path(name) == TINY else str(name), dtype=str(pipe.unet.dtype).split('.')[1], weights={n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)})
+    return dict(name='tiny' if Path(name) == TINY else str(name), dtype=str(pipe.unet.dtype).split('.')[1], weights={n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)},
+                **dict(finetuned=pipe.finetuned) if hasattr(pipe, 'finetuned') else {})
 
 def versions() -> dict: return dict(dreamda=__version__, python=sys.version.split()[0]) | {p: version(p) for p in ('torch', 'diffusers', 'transformers', 'accelerate', 'pillow', 'numpy')}
 
@@ -189,7 +191,9 @@ def expand_from_run(run: str|Path, # a run.json
     "Make the images of a recorded run again. ValueError if the seed images or the model are others"
     said = json.loads(Path(run).read_text())
     if checksum(images) != said['inputs']['checksum']: raise ValueError(f"the images are not those of {run}: {len(images)} now, {said['inputs']['images']} then; give the same files, unchanged")
-    if pipe is None: pipe = load_pipeline(said['model']['name'], dtype=getattr(torch, said['model']['dtype']))
+    if pipe is None:
+        pipe = load_pipeline(said['model']['name'], dtype=getattr(torch, said['model']['dtype']))
+        if tuned := said['model'].get('finetuned'): pipe = finetune(pipe, images, **tuned, cache=Path(out).with_name(f'{Path(out).name}-finetuned'))
     if differ := differences(said['model']['weights'], identity(pipe)['weights']): raise ValueError(f"the model is not that of {run}, {said['model']['name']!r} ({'; '.join(differ)}): give it as `pipe`")
     if differ := [d for d in differences(said['versions'], versions())]: warnings.warn(f'other versions may make slightly other images: {"; ".join(differ)}')
     s = said['run']

@@ -132,7 +132,7 @@ def finetune(pipe, images: Images, # the scarce real images
         if isinstance(part, torch.nn.Module): part.to(pipe.unet.dtype).requires_grad_(False).eval()
     tuned = type(pipe).from_pipe(pipe, **own)
     tuned.set_progress_bar_config(disable=True)
-    tuned.finetune_losses = losses
+    tuned.finetune_losses, tuned.finetuned = losses, settings # the latter for the record of a run
     return tuned
 
 def save_parts(pipe, own, parts, folder, losses):

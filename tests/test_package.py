@@ -22,6 +22,7 @@ def test_wheel(root, run, wheel, tmp_path):
     assert any(re.search(r'\.dist-info/(licenses/)?LICENSE$', n) for n in zipfile.ZipFile(wheel).namelist()), 'no LICENSE'
     run('python', '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', tmp_path/'installed', wheel)
     run('python', '-c', USE, PYTHONPATH=str(tmp_path/'installed'))
+    assert 'dreamda expand photos/' in run(tmp_path/'installed'/'bin'/'dreamda', '--help', PYTHONPATH=str(tmp_path/'installed'))
 
 USE = """
 from pathlib import Path
