@@ -45,7 +45,7 @@ def definitions(module, code):
     "The public names that an exported cell defines, documented"
     for node in ast.parse(code).body:
         kind = {ast.ClassDef: 'class', ast.FunctionDef: 'function', ast.Assign: 'data'}.get(type(node))
-        names = [t.id for t in node.targets if isinstance(t, ast.Name)] if kind == 'data' else [node.name] if kind else []
+        names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)] if kind == 'data' else [node.name] if kind else []
         yield from (documented(n, getattr(module, n), kind, module.__name__) for n in names if n in module.__all__)
 
 def processed(path, pages, code):
@@ -70,7 +70,8 @@ def processed(path, pages, code):
         elif not module and not tags: tags.append('hide-input') # an experiment is read for its results and its parameters
         cells.append(c)
     for c in cells:
-        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('](CITATION.cff)', f']({code}/CITATION.cff)')
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md')
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\(((?:results/[\w/-]+\.(?:csv|md))|CITATION\.cff)\)', rf']({code}/\1)', c.source) # files that the site does not have
     nb.cells = cells
     return nb, module
 
@@ -120,7 +121,7 @@ def main():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini')
     for d in (source, built, site): shutil.rmtree(d, ignore_errors=True)
-    shutil.copytree(root/'results', source/'results', ignore=shutil.ignore_patterns('*.csv', '*.json'))
+    shutil.copytree(root/'results', source/'results', ignore=shutil.ignore_patterns('*.csv', '*.json', '*.md'))
     write_pages(write_notebooks('{git_url}/blob/{branch}'.format(**cfg['DEFAULT'])))
     if status := sphinx(['-W', '--keep-going', '-q', '-E', '-c', str(root/'docs'), '-d', str(root/'build'/'doctrees'), str(source), str(built)]): sys.exit(status)
     built.rename(site)

@@ -9,7 +9,7 @@ PAGES = {p.name: p.read_text(encoding='utf-8') for p in SITE.glob('*.html')} if 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = pytest.mark.skipif(not PAGES, reason='`make docs` builds the site and runs these')
 ids = lambda text: re.findall(r' id="([^"]+)"', text)
-links = lambda text: {html.unescape(l) for l in re.findall(r' (?:href|src)="([^"]*)"', text)}
+links = lambda text: {html.unescape(l) for l in re.findall(r'<[^<>]*? (?:href|src)="([^"]*)"', text)}
 
 def test_every_public_name_has_its_place(root):
     found = [i for text in PAGES.values() for i in ids(text)]
