@@ -97,7 +97,7 @@ def train(model: nn.Module, # trained in place; holds the averaged weights after
         done, spent = saved['step'], saved['seconds']
     ema.to(acc.device); model = acc.prepare(model.train()); start = last = time.time()
     losses = (folder/'losses.csv').open('a') if acc.is_main_process else None
-    for step in range(done, steps):
+    for step in tqdm(range(done, steps), folder.name, initial=done, total=steps, leave=False, mininterval=5, disable=not acc.is_main_process):
         gen = torch.Generator(acc.device).manual_seed((seed*1_000_003 + step)*64 + acc.process_index)
         with acc.autocast(): loss = loss_fn(model, gen)
         acc.backward(loss); acc.clip_grad_norm_(model.parameters(), 1.)
@@ -300,7 +300,7 @@ def is_done(work, stage: str) -> bool: # 'clip', 'vae' or 'unet'
 
 def main(stage: str, # 'clip', 'vae', 'unet', or 'all': one after the other
          work: str, # the folder with the corpus and the settings
-         minutes: str = 'inf'): # after which to stop; the next call goes on
+         minutes: float|str = math.inf): # after which to stop; the next call goes on
     "Train one part, or all, with the keyword arguments of `work/settings.json`"
     torch.set_num_threads(1) # on a CPU two processes of one thread are faster than one of two
     if PartialState().device.type == 'cuda': os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
