@@ -103,7 +103,7 @@ def train(model: nn.Module, # trained in place; holds the averaged weights after
         acc.backward(loss); acc.clip_grad_norm_(model.parameters(), 1.)
         opt.step(); sched.step(); opt.zero_grad(); ema.step(model_.parameters())
         now, tenth = time.time(), step % 10 == 0 or step + 1 == steps
-        stop = tenth and acc.reduce(torch.tensor(float(now - start > 60*minutes), device=acc.device), 'max').item() > 0 # all processes at the same step
+        stop = tenth and acc.reduce(torch.tensor(float(now - start > 60*minutes), device=acc.device), 'sum').item() > 0 # all processes at the same step
         if losses and (now - last > save_seconds or stop or step + 1 == steps):
             saved = {k: o.state_dict() for k, o in state.items()} | dict(step=step + 1, seconds=spent + now - start, run=run)
             write_whole(folder/'checkpoint.pt', lambda p: torch.save(saved, p)); last = now
