@@ -22,7 +22,7 @@ from .folder import at_work, short_hash, clear_errors, differences, dump_line, l
 from .finetune import finetune
 from .inversion import Inversions
 from .methods import Method, generate, plan, read_method
-from .models import TINY, flagged, image_size, load_pipeline, to_pil, weights_hash
+from .models import OWN, flagged, image_size, load_pipeline, to_pil, weights_hash
 from .rivals import learn
 
 # %% ../nbs/08_expand.ipynb #383a7a9e
@@ -37,7 +37,7 @@ def run_settings(pipe, method: Method, expansion: int, seed: int, name: str, ima
 def identity(pipe) -> dict:
     "A model's name, precision, the hash of each part's weights, and how it was fine-tuned"
     name = pipe.config._name_or_path
-    return dict(name='tiny' if Path(name) == TINY else str(name), dtype=str(pipe.unet.dtype).split('.')[1], weights={n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)},
+    return dict(name=next((k for k, folder in OWN.items() if Path(name) == folder), str(name)), dtype=str(pipe.unet.dtype).split('.')[1], weights={n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)},
                 **dict(finetuned=pipe.finetuned) if hasattr(pipe, 'finetuned') else {})
 
 def versions() -> dict: return dict(dreamda=__version__, python=sys.version.split()[0]) | {p: version(p) for p in ('torch', 'diffusers', 'transformers', 'accelerate', 'pillow', 'numpy')}

@@ -20,7 +20,7 @@ from timm.data import resolve_model_data_config
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 from .data import write_whole
-from .models import TINY, default_device, load_clip
+from .models import OWN, default_device, load_clip, model_folder
 from .report import grid
 
 # %% ../nbs/12_metrics.ipynb #b54d882e
@@ -67,7 +67,7 @@ def _timm(name, device):
 # %% ../nbs/12_metrics.ipynb #4dcf28de
 @cache
 def load_features(
-    name='tiny', # 'tiny' (the embedded CLIP), 'inception', a timm model ('resnet50', 'local-dir:...'), or a CLIP model's folder or name on the hub
+    name='tiny', # 'tiny' (the embedded CLIP), 'photo64', 'inception', a timm model ('resnet50', 'local-dir:...'), or a CLIP model's folder or name on the hub
     device=None,  # None: a GPU if there is one
 ):               # feature model for `extract`: (B,3,H,W) in [-1,1] -> (B,D)
     "A feature model by its name, loaded once per process. Raises `ValueError` if it is not known or cannot be had."
@@ -81,8 +81,8 @@ def load_features(
 
 # %% ../nbs/12_metrics.ipynb #91baaa1b
 def _identity(name):
-    "What tells feature models apart: the name; of one in a folder, as 'tiny' is, also the bytes of its weights."
-    folder = TINY/'clip' if name == 'tiny' else Path(name.removeprefix('local-dir:'))
+    "What tells feature models apart: the name; of one in a folder, as ours are, also the bytes of its weights."
+    folder = model_folder(name)/'clip' if name in OWN else Path(name.removeprefix('local-dir:'))
     return [name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob('*.safetensors')))]
 
 def cached_features(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from .data import Images, write_whole
-from .models import TINY, Clip, Conditioning, encode_images, encode_prompts, fill_template, image_size, load_clip, to_tensor
+from .models import Clip, Conditioning, encode_images, encode_prompts, fill_template, image_size, load_clip, to_tensor
 from .sampler import draw, make_generator, predict
 
 # %% ../nbs/07b_rivals.ipynb #6ab02aed
@@ -146,7 +146,7 @@ class Guide:
     variants: int = 2 # K, made of one latent
     step: float = .1 # up the sign of the gradient
     radius: float = .8 # largest change of a latent's entry; the paper's for Caltech101: 5
-    clip: str|None = None # see `load_clip`; None: tiny's own for `tiny`, else 'openai/clip-vit-base-patch32'
+    clip: str|None = None # see `load_clip`; None: the one beside the model, or 'openai/clip-vit-base-patch32'
     batch_size: int = 4 # latents at once; no influence on the result
     def __call__(self, pipe, latents: Tensor, # (B,4,h,w), scaled
                  generators: list, # of the B*K
@@ -154,7 +154,8 @@ class Guide:
                  texts: list[str], # one for each class
                  ) -> Tensor: # (B*K,4,h,w)
         "K latents for each"
-        clip = load_clip(self.clip or ('tiny' if Path(pipe.config._name_or_path) == TINY else 'openai/clip-vit-base-patch32'), pipe.device)
+        beside = Path(pipe.config._name_or_path)/'clip' # our models have one
+        clip = load_clip(self.clip or (beside if beside.is_dir() else 'openai/clip-vit-base-patch32'), pipe.device)
         done = []
         for rows in torch.arange(len(latents)).split(self.batch_size):
             f, gens = latents[rows][:, None], [generators[r*self.variants + k] for r in rows for k in range(self.variants)]
