@@ -173,11 +173,11 @@ class Augmented(Dataset):
         image_size:int, # side, in pixels
         transform:Compose # from `train_transform`
     ):
-        self.pixels = torch.cat([stack(part, image_size) for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
+        self.pictures = [Image.fromarray(p) for part in parts for p in stack(part, image_size).permute(0, 2, 3, 1).numpy()]
         self.targets, self.transform = torch.tensor(targets), transform
-    def images(self, indices): return [Image.fromarray(self.pixels[i]) for i in indices]
+    def images(self, indices): return [self.pictures[i] for i in indices]
     def __getitems__(self, indices): return augment(self.images(indices), self.transform), self.targets[indices]
-    def __len__(self): return len(self.pixels)
+    def __len__(self): return len(self.pictures)
 
 class Views(Augmented):
     "Two views of an image: a batch is (weak views, strong views of the unlabelled images (target -1), or of all if `both`, targets)"

@@ -87,7 +87,8 @@ def test_fine_tuned_images_need_a_test_part(way):
 
 def test_stopped_by_hand(way, tmp_path):
     shutil.copytree(way[0]/'photos', tmp_path/'photos')
-    p = subprocess.Popen([sys.executable, '-m', 'dreamda.cli', 'expand', 'photos', 'out', '--batch-size', '5'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-m', 'dreamda.cli', 'expand', 'photos', 'out', '--batch-size', '5'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) # a shell's background jobs are deaf to it
     while len(list(tmp_path.glob('out/*/*.png'))) < 5 and p.poll() is None: time.sleep(.1)
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
