@@ -327,7 +327,7 @@ def datasets(name:Annotated[Optional[str], typer.Argument(help='One to write out
     if folder is None: raise ValueError(f'where to? dreamda datasets {name} FOLDER')
     given, _ = scarce_split(load_data(name), per_class, seed)
     write_folder(given, folder)
-    _say(f'{folder}: {len(given)} images of {len(given.classes)} classes. Next: dreamda expand {folder} out')
+    _say(f'{folder}: {len(given)} images of {len(given.classes)} classes. Next: dreamda expand {folder} out' + (name == 'digits')*'; to label, train and measure give --no-flip, as a mirrored digit is none')
 
 # %% ../nbs/16_cli.ipynb #892f46ce
 GOES_ON = ('expand', 'train') # when called again; the others start anew
