@@ -89,7 +89,7 @@ def write_notebooks(code):
         if module: modules[pages[p.stem]] = module
         if p.stem == 'index':
             experiments = [n for n in pages.values() if n not in modules and n not in ('index', 'cost')]
-            added = contents(Use=['photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])
+            added = contents(Use=['your_photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])
         else:
             made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
             added = '{.origin}\n' + (f'Module `{module.__name__}`, made from {made_from}\n\n```{{py:module}} {module.__name__}\n```' if module else made_from)
