@@ -192,15 +192,16 @@ def results_dir(
     return path
 
 # %% ../nbs/13_report.ipynb #d12a33c7
-def provenance() -> dict: # versions: name -> version or None; commit: hash, with -dirty when files differ from it, or None
+def provenance() -> dict: # versions: name -> version or None; commit: hash, with -dirty when files outside results/ differ from it, or None
     "Versions of Python and the main packages, and the git commit of the checkout, if there is one."
     def installed(name):
         try: return version(name)
         except PackageNotFoundError: return None
     names = ['dreamda', 'torch', 'diffusers', 'transformers', 'timm', 'scikit-learn', 'numpy', 'scipy']
-    try: git = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'], cwd=_root(), capture_output=True, text=True)
-    except OSError: git = None                                             # no git on this machine
-    commit = git.stdout.strip() or None if git and _root() else None
+    def git(*args): return subprocess.run(['git', *args], cwd=_root(), capture_output=True, text=True)
+    try: commit = git('rev-parse', '--verify', 'HEAD').stdout.strip() or None if _root() else None
+    except OSError: commit = None                                          # no git on this machine
+    if commit and git('diff', '--quiet', 'HEAD', '--', '.', ':!results').returncode: commit += '-dirty'
     return dict(versions={'python': platform.python_version(), **{n: installed(n) for n in names}}, commit=commit)
 
 def save_results(
