@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['interval', 'paired', 'crossed', 'verdict', 'did_it_help', 'summary', 'show', 'bars', 'splits_needed', 'grid',
-           'results_dir', 'provenance', 'save_results']
+           'results_dir', 'provenance', 'command', 'save_results']
 
 # %% ../nbs/13_report.ipynb #a328a6ef
-import json, os, platform, re, subprocess, tempfile
+import ast, json, os, platform, re, shlex, subprocess, tempfile
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -203,6 +203,18 @@ def provenance() -> dict: # versions: name -> version or None; commit: hash, wit
     except OSError: commit = None                                          # no git on this machine
     if commit and git('diff', '--quiet', 'HEAD', '--', '.', ':!results').returncode: commit += '-dirty'
     return dict(versions={'python': platform.python_version(), **{n: installed(n) for n in names}}, commit=commit)
+
+def command(
+    notebook, # name of an experiment of this repository
+    values,   # the variables of its kernel: `globals()`
+) -> str:     # with every parameter that is not the notebook's own, but for where things are kept; a folder of images by its name
+    "The call of papermill that repeats a run. Outside a checkout without parameters."
+    path, own = (_root() or Path.cwd())/'nbs'/f'{notebook}.ipynb', {}
+    if path.exists():
+        cell = next(''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if 'parameters' in c['metadata'].get('tags', ()))
+        own = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell).body}
+    changed = {k: Path(values[k]).name if k == 'data' else values[k] for k, v in own.items() if values[k] != v and k not in ('out', 'cache')}
+    return ' '.join([f'papermill nbs/{notebook}.ipynb out.ipynb', *(f'-p {k} {shlex.quote(str(v))}' for k, v in changed.items())])
 
 def save_results(
     path,          # where, without an ending: results_dir('accuracy')/'table3'
