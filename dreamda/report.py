@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['interval', 'paired', 'crossed', 'verdict', 'did_it_help', 'summary', 'show', 'bars', 'splits_needed', 'grid',
-           'results_dir', 'provenance', 'command', 'save_results']
+           'results_dir', 'places', 'provenance', 'command', 'save_results']
 
 # %% ../nbs/13_report.ipynb #a328a6ef
 import ast, json, os, platform, re, shlex, subprocess, tempfile
@@ -182,14 +182,23 @@ def _root():
     is_ours = lambda p: p.is_file() and re.search(r'^lib_name\s*=\s*dreamda\s*$', p.read_text(encoding='utf-8'), re.M)
     return next((d for d in (Path.cwd(), *Path.cwd().parents) if is_ours(d/'settings.ini')), None)
 
+def _home(): return Path(_scratch().name) if os.environ.get('IN_TEST') else _root() or Path.cwd()
+
 def results_dir(
     experiment, # name of the experiment, a folder name
 ) -> Path:      # <repository>/results/<experiment>; outside a checkout <current folder>/results/<experiment>; in tests a scratch folder
     "The folder for the results of an experiment; made when missing."
-    root = Path(_scratch().name) if os.environ.get('IN_TEST') else _root() or Path.cwd()
-    path = root/'results'/experiment
+    path = _home()/'results'/experiment
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+def places(
+    experiment, # as in `results_dir`
+    out='',     # another folder for the results
+    cache='',   # another folder for what can be used again
+) -> tuple:     # (results, cache): paths; the cache is beside results/
+    "Where an experiment puts its results, and what it made on the way."
+    return Path(out) if out else results_dir(experiment), Path(cache) if cache else _home()/'cache'
 
 # %% ../nbs/13_report.ipynb #d12a33c7
 def provenance() -> dict: # versions: name -> version or None; commit: hash, with -dirty when files outside results/ differ from it, or None
