@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'train_tokenizer', 'build_clip', 'build_vae', 'build_unet',
            'train_unet', 'save_world', 'is_done', 'main', 'run_stages']
 
 # %% ../nbs/15_pretrain.ipynb #f34e638a
-import json, math, os, subprocess, sys, time
+import json, math, os, subprocess, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -325,10 +325,10 @@ def run_stages(work, # the folder with the corpus and the settings
                minutes: float = math.inf): # after which to stop; the next call goes on
     "Train the unfinished ones of `stages`, each in its own process, with a bar for each. Raises `RuntimeError` with the end of the log of one that fails"
     work, todo = Path(work), [s for s in stages if not is_done(work, s)]
-    env, settings = dict(os.environ, OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false'), json.loads((Path(work)/'settings.json').read_text())
+    env, settings = dict(os.environ, OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', DREAMDA_FOLLOW='1'), json.loads((Path(work)/'settings.json').read_text())
     several = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)] if len(stages) == 1 and processes > 1 else []
     logs = {s: (work/f'{s}.log').open('w') for s in todo}
-    procs = {s: subprocess.Popen([sys.executable, *several, '-m', 'dreamda.pretrain', s, str(work), str(minutes)], stdout=logs[s], stderr=logs[s], env=env) for s in todo}
+    procs = {s: subprocess.Popen([sys.executable, *several, '-m', 'dreamda.pretrain', s, str(work), str(minutes)], stdin=subprocess.PIPE, stdout=logs[s], stderr=logs[s], env=env) for s in todo}
     bars = {s: tqdm(total=settings[s]['steps'], desc=s, leave=False) for s in todo}
     while any(p.poll() is None for p in procs.values()):
         for s, bar in bars.items(): bar.update(done_steps(work/s) - bar.n)
@@ -337,4 +337,8 @@ def run_stages(work, # the folder with the corpus and the settings
         if p.returncode: raise RuntimeError(f'training of {s} failed:\n' + (work/f'{s}.log').read_text()[-2000:])
 
 # %% ../nbs/15_pretrain.ipynb #ae2ef0ca
-if __name__ == '__main__' and '__file__' in globals(): main(*sys.argv[1:])
+def _follow(): os.read(0, 1); os._exit(1) # the other end is closed: whoever started the training is gone, and the next call would start another one beside it
+
+if __name__ == '__main__' and '__file__' in globals():
+    if 'DREAMDA_FOLLOW' in os.environ: threading.Thread(target=_follow, daemon=True).start()
+    main(*sys.argv[1:])
