@@ -73,9 +73,9 @@ def _classifier(setup, classes, seed=0):
     return create_classifier(setup.classifier, classes, _size(setup), seed=seed, **weights)
 
 # %% ../nbs/14_compare.ipynb #e1d0dce6
-def arm_pipeline(setup: Setup, arm: Arm, seed: int, cache: str|Path): # returns a pipeline of diffusers
-    "The model that an arm generates with: fine-tuned on the labelled images of the split, if the arm says so"
-    given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
+def arm_pipeline(setup: Setup, arm: Arm, given: Images, # the labelled images of the split
+                 seed: int, cache: str|Path): # returns a pipeline of diffusers
+    "The model that an arm generates with: fine-tuned on the labelled images, if the arm says so"
     return finetune(_pipeline(setup.model)[0], given, arm.finetune_steps, arm.finetune_lr, template=arm.method.template, seed=seed, cache=Path(cache)/'finetuned')
 
 def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all random draws
@@ -89,7 +89,7 @@ def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all rand
     with FileLock(cache/f'images{end}.lock'): # arms that differ only in training share their images, under the name of the first
         out = next((p for p in sorted(cache.glob(f'*{end}')) if p.is_dir()), cache/f'{slug}{end}')
         slug = out.name.removesuffix(end)
-        return expand(given, out, arm_pipeline(setup, arm, seed, cache), arm.method, setup.expansion, seed, name=slug, inversions=cache/'inversions')
+        return expand(given, out, arm_pipeline(setup, arm, given, seed, cache), arm.method, setup.expansion, seed, name=slug, inversions=cache/'inversions')
 
 def _result(setup, arm, seed, cache): return Path(cache)/'accuracy'/f'{_hash(setup, arm, seed, _pipeline(setup.model)[1] if arm.method else None)}.json'
 
@@ -206,9 +206,9 @@ def kept_labels(setup: Setup, # with part 'validation', if anything is chosen by
     "The share of variants of a split's labelled images to which a judge gives their seed's class"
     path = Path(cache)/'kept'/f'{_hash(setup, arm, seed, variants, _pipeline(setup.model)[1])}.json'
     if not path.exists():
-        pipe, (given, _) = arm_pipeline(setup, arm, seed, cache), scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
+        given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
         pairs = [(i, v) for i in range(len(given)) for v in range(variants)]
-        made, targets = generate(pipe, arm.method, given, pairs, seed), [given.classes.index(v.kind) for v in plan(arm.method, given, pairs, seed)]
+        made, targets = generate(arm_pipeline(setup, arm, given, seed, cache), arm.method, given, pairs, seed), [given.classes.index(v.kind) for v in plan(arm.method, given, pairs, seed)]
         kept = label_preservation(predict(judge, Images([np.asarray(im) for im in to_pil(made)], [f'{n}' for n in range(len(pairs))], targets, given.classes), _size(setup)), targets)
         path.parent.mkdir(parents=True, exist_ok=True); write_whole(path, lambda p: p.write_text(json.dumps(kept)))
     return json.loads(path.read_text())
