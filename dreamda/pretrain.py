@@ -63,14 +63,16 @@ def build_vae(image_size: int = 32, # pixels
                          layers_per_block=1, latent_channels=latent_channels, norm_num_groups=8, sample_size=image_size)
 
 def build_unet(sample_size: int = 8, # side of the latents
-               channels: tuple = (32, 64, 96), # per level; the last level has no attention, and the mid block its width
+               channels: tuple = (32, 64, 96), # per level; the mid block has the last one's width, and attention
                cross_attention_dim: int = 64, # width of the text tower
-               latent_channels: int = 4) -> UNet2DConditionModel:
+               latent_channels: int = 4,
+               attention: tuple|None = None, # whether each level attends; None: all but the last, as in Stable Diffusion
+               ) -> UNet2DConditionModel:
     "Stable Diffusion's U-Net, one layer a block"
-    n = len(channels) - 1
+    attention = attention or (True,)*(len(channels) - 1) + (False,)
     return UNet2DConditionModel(sample_size=sample_size, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
                                 block_out_channels=channels, cross_attention_dim=cross_attention_dim, attention_head_dim=2, norm_num_groups=16,
-                                down_block_types=('CrossAttnDownBlock2D',)*n + ('DownBlock2D',), up_block_types=('UpBlock2D',) + ('CrossAttnUpBlock2D',)*n)
+                                down_block_types=tuple(f'{"CrossAttn"*a}DownBlock2D' for a in attention), up_block_types=tuple(f'{"CrossAttn"*a}UpBlock2D' for a in attention[::-1]))
 
 # %% ../nbs/15_pretrain.ipynb #0027c4b0
 def train(model: nn.Module, # trained in place; holds the averaged weights afterwards
@@ -309,7 +311,8 @@ def main(stage: str, # 'clip', 'vae', 'unet', or 'all': one after the other
          minutes: float|str = math.inf): # after which to stop; the next call goes on
     "Train one part, or all, with the keyword arguments of `work/settings.json`"
     torch.set_num_threads(1) # on a CPU two processes of one thread are faster than one of two
-    if PartialState().device.type == 'cuda': os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
+    matrix_unit = getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16') # of a processor
+    if PartialState().device.type == 'cuda' or matrix_unit: os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
     work, end, settings = Path(work), time.time() + 60*float(minutes), json.loads((Path(work)/'settings.json').read_text())
     for s in STAGES if stage == 'all' else [stage]:
         if is_done(work, s): continue
