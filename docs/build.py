@@ -70,7 +70,7 @@ def processed(path, pages, code):
         elif not module and not tags: tags.append('hide-input') # an experiment is read for its results and its parameters
         cells.append(c)
     for c in cells:
-        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md')
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('models/photo64/README.md', 'photo64.md').replace('](docs/', '](')
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\(((?:results/[\w/-]+\.(?:csv|md))|CITATION\.cff)\)', rf']({code}/\1)', c.source) # files that the site does not have
     nb.cells = cells
     return nb, module
@@ -89,7 +89,7 @@ def write_notebooks(code):
         if module: modules[pages[p.stem]] = module
         if p.stem == 'index':
             experiments = [n for n in pages.values() if n not in modules and n not in ('index', 'cost')]
-            added = contents(Use=['your_photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'CHANGELOG', 'CONTRIBUTING'])
+            added = contents(Use=['your_photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'The model photo64 <photo64>', 'CHANGELOG', 'CONTRIBUTING'])
         else:
             made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
             added = '{.origin}\n' + (f'Module `{module.__name__}`, made from {made_from}\n\n```{{py:module}} {module.__name__}\n```' if module else made_from)
@@ -105,6 +105,12 @@ def gains(name, by, query='index == index'):
     rows = {k: [len(g), *(100*v for v in paired(g.accuracy, g.original))] for k, g in csv(name).query(query).groupby(by, sort=False)}
     return pd.DataFrame({k: [n, f'{m:+.1f} ({low:+.1f} to {high:+.1f})', verdict(low, high)] for k, (n, m, low, high) in rows.items()}, ['splits', 'gain (points)', 'did it help?']).T.rename_axis(by)
 
+def by_size(name):
+    "For readers: accuracy, and gain over no synthetic images, of each method for each number of labelled images of a class; a table for each set"
+    f = csv(name)
+    f['text'] = [f'{100*a:.1f}' + (f' ({100*g:+.1f}: {100*low:+.1f} to {100*high:+.1f})' if g == g else '') for a, g, low, high in f[['accuracy', 'gain', 'gain_low', 'gain_high']].values]
+    return {k: g.pivot(index='method', columns='per_class', values='text').reindex(g.method.unique()).add_suffix(' a class') for k, g in f.groupby('data', sort=False)}
+
 def first_line(module, name):
     "What a table says of a public name: its docstring's first line, or the value of a constant"
     value = getattr(module, name)
@@ -113,9 +119,9 @@ def first_line(module, name):
 def write_pages(modules):
     "The Markdown pages, with what they compute from results/ between double braces"
     templates = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    beside = {'CONTRIBUTING.md': root/'CONTRIBUTING.md', 'CHANGELOG.md': root/'CHANGELOG.md', 'tiny.md': root/'dreamda'/'tiny'/'README.md'}
+    beside = {'CONTRIBUTING.md': root/'CONTRIBUTING.md', 'CHANGELOG.md': root/'CHANGELOG.md', 'tiny.md': root/'dreamda'/'tiny'/'README.md', 'photo64.md': root/'models'/'photo64'/'README.md'}
     for name, p in ({p.name: p for p in (root/'docs').glob('*.md')} | beside).items():
-        (source/name).write_text(templates.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, show=show, modules=modules, plain=plain, first_line=first_line))
+        (source/name).write_text(templates.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, by_size=by_size, show=show, modules=modules, plain=plain, first_line=first_line))
 
 def main():
     cfg = ConfigParser(delimiters=['='])

@@ -28,6 +28,19 @@ def test_model_card_quotes_the_results(root):
                  f'guidance 4 | {quality["label accuracy of text-to-image at guidance 4"]:.1%} |', f'| {quality["size (MB)"]:.1f} MB |', f'reads {quality["accuracy of the judge on glyphs of the corpus"]:.0%} of',
                  f'in {quality["training time (minutes, rendering included)"]:.0f} minutes', f'{made["images"]:,} pictures', f'{made["faces"]} font faces'): assert said in card, said
 
+def test_photo64(root):
+    "Small, nothing but safetensors, loaded by plain diffusers and transformers; its card says what was measured"
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel
+    folder = root/'models'/'photo64'
+    files = [p for p in folder.rglob('*') if p.is_file()]
+    assert {p.suffix for p in files} <= {'.json', '.safetensors', '.txt', '.md'} and sum(p.stat().st_size for p in files) <= 40e6
+    pipe = StableDiffusionPipeline.from_pretrained(folder); pipe.set_progress_bar_config(disable=True)
+    assert pipe('a photo of a watch', height=64, width=64, num_inference_steps=2, output_type='pt').images.isfinite().all()
+    assert CLIPModel.from_pretrained(folder/'clip').projection_dim == 64
+    card, quality = (folder/'README.md').read_text(), pd.read_csv(root/'results'/'photo_world'/'quality.csv', index_col=0)
+    for name, row in quality.iterrows(): assert name in card and f'{row.psnr:.3g}' in card and f'{row.zero_shot:.3g}' in card
+
 def test_links_lead_to_files(root):
     "Those of notebooks and of the pages beside README, as GitHub follows them"
     for p in [*root.glob('*.md'), *(root/'nbs').glob('*.ipynb')]:
