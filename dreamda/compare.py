@@ -196,12 +196,12 @@ def train_judge(setup: Setup, # of its `part`: 'test' for all images there are, 
 
 def measure(setup: Setup, name: str, arm: Arm, # one that generates
             seed: int, cache: str|Path, judge: nn.Module, clip: Clip) -> dict: # label_preservation, diversity, fid, kid, mmd, precision, recall, density, coverage, and the numbers of images
-    "What the synthetic images of an arm are like, beside the held-out real ones, in CLIP's features"
+    "What the synthetic images of an arm are like, beside the held-out real ones, in CLIP's features; NaN for what so few images do not define"
     made, (_, held_out) = synthesize(setup, arm, seed, cache, name), scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
     size = image_size(_pipeline(setup.model)[0])
     fake, real = (extract(clip.features, stack(x, size)) for x in (made, held_out))
     enough = min(len(fake), len(real)) > fake.shape[1] # FID of fewer samples than dimensions is meaningless
-    return dict(label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets), diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)]),
+    return dict(label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets), diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)]) if setup.expansion > 1 else float('nan'),
                 fid=fid(real, fake) if enough else float('nan'), kid=kid(real, fake), mmd=mmd(real, fake), **precision_recall(real, fake), synthetic_images=len(fake), real_images=len(real))
 
 # %% ../nbs/14_compare.ipynb #2be5127e
