@@ -113,7 +113,7 @@ def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> di
         training = dict(updates=setup.updates, batch_size=setup.batch_size, synthetic_fraction=arm.synthetic_fraction, flip=setup.flip, scale=setup.scale, seed=seed)
         if arm.semi is not None:
             _, pool, held_out = semi_split(load_data(setup.data), setup.per_class, seed, setup.part)
-            model = fit_softmatch(model, given, pool, made, **training, **arm.semi)
+            model = fit_softmatch(model, given, pool, made, **training | arm.semi)
         else: model, _ = train(arm.labels, model, given, made, path.with_suffix('.csv'), policy=arm.policy, mixing=arm.mixing, origins=origins, **training, **arm.label_settings)
         right = (predict(model, held_out).argmax(1) == torch.tensor(held_out.targets)).tolist()
         of, source = dict(zip(held_out.keys, right)), load_data(setup.data)
