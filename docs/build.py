@@ -70,7 +70,7 @@ def processed(path, pages, code):
         elif not module and not tags: tags.append('hide-input') # an experiment is read for its results and its parameters
         cells.append(c)
     for c in cells:
-        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('models/photo64/README.md', 'photo64.md').replace('](docs/', '](')
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('models/photo64/README.md', 'photo64.md').replace('](docs/', '](').replace('](../docs/', '](')
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\(((?:results/[\w/-]+\.(?:csv|md))|CITATION\.cff)\)', rf']({code}/\1)', c.source) # files that the site does not have
     nb.cells = cells
     return nb, module
