@@ -41,11 +41,11 @@ class Setup:
     expansion: int = 10 # variants of each labelled image
     classifier: str = 'resnet_tiny' # see `create_classifier`
     updates: int = 400 # of the classifier
-    batch_size: int = 64 # images in each of these updates
     flip: bool = False # mirror images in training; not where that changes the class
     scale: tuple = (.6, 1.) # of the random resized crop
     pretrained: bool|str = False # start from timm's pretrained weights, or from a local checkpoint
     image_size: int|None = None # of the classifier, in pixels; None: as the generator's
+    batch_size: int = 64 # images in each update of the classifier
     bf16: bool = False # fine-tune and generate in bf16, under autocast: faster on a processor with matrix units
 
 @dataclass(frozen=True)
