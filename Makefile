@@ -5,7 +5,7 @@ BIN := .venv/bin
 CHECKSUMS := find nbs dreamda README.md \( -name '*.ipynb' -o -name '*.py' -o -name README.md \) \
 	-not -path '*/.ipynb_checkpoints/*' -exec cksum {} + | sort -k 3
 
-.PHONY: help demo test tables tables-quick docs soak export clean env
+.PHONY: help demo test tables tables-quick photos docs soak export clean env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -56,6 +56,10 @@ tables-quick: env ## the same in small, to see that all of it runs: 2 splits, in
 	$(call TABLES,ablation,$(QUICK) -p study components -p sigma 1.5 -p out out/tables-quick/ablation,-components)
 	$(call TABLES,ablation,$(QUICK) -p study sites -p scales 1 -p level 0 -p out out/tables-quick/ablation,-sites)
 	$(BIN)/papermill nbs/claims.ipynb out/tables/claims.ipynb -p out out/tables-quick
+
+photos: env ## the comparison of methods on four sets of photographs, some hours each on two cores; goes on where it was
+	@mkdir -p out/tables
+	for d in sign_digits10 clothing10 chest_xray_pneumonia caltech101-small; do $(call TABLES,photos,-p data $$d,-$$d) || exit 1; done
 
 docs: env ## build the site, _docs/index.html, from the notebooks and their stored outputs, and check it
 	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py

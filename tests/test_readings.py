@@ -2,7 +2,7 @@
 import json, re
 from pathlib import Path
 import pandas as pd, pytest
-from dreamda.report import summary
+from dreamda.report import show, summary
 
 ROOT, STUDIES = Path(__file__).parent.parent, ('accuracy', 'backbones', 'labels', 'ablation')
 def reading(name): return '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
@@ -25,3 +25,9 @@ def measured(): # (low, high) in points
 def test_quoted_intervals(name, measured):
     missing = [' to '.join(q) for q in QUOTED[name] if not (abs(measured - [float(v) for v in q]).max(1) < .0501).any()]
     assert not missing, f'{name} quotes {missing}: no difference in results/ has such an interval'
+
+def test_the_photographs_in_the_readme():
+    "The start page is made from stored outputs: they are of the results as they are now"
+    f = pd.read_csv(ROOT/'results'/'photos'/'accuracy.csv').rename(columns=dict(seeds='n'))
+    shown, text = show(f), (ROOT/'README.md').read_text()
+    for i in f.index[f.method.isin(['RandAugment', 'Stable Diffusion', 'SDEdit', 'DreamDA'])]: assert shown['gain (points)'][i] in text, f.loc[i]
