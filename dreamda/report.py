@@ -216,13 +216,13 @@ def provenance() -> dict: # versions: name -> version or None; commit: hash, wit
 def command(
     notebook, # name of an experiment of this repository
     values,   # the variables of its kernel: `globals()`
-) -> str:     # with every parameter that is not the notebook's own, but for where things are kept; a folder of images by its name
+) -> str:     # with every parameter that is not the notebook's own, but for where things are kept and how many processes work; a folder of images by its name
     "The call of papermill that repeats a run. Outside a checkout without parameters."
     path, own = (_root() or Path.cwd())/'nbs'/f'{notebook}.ipynb', {}
     if path.exists():
         cell = next(''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if 'parameters' in c['metadata'].get('tags', ()))
         own = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell).body}
-    changed = {k: Path(values[k]).name if k == 'data' else values[k] for k, v in own.items() if values[k] != v and k not in ('out', 'cache')}
+    changed = {k: Path(values[k]).name if k == 'data' else values[k] for k, v in own.items() if values[k] != v and k not in ('out', 'cache', 'workers')}
     return ' '.join([f'papermill nbs/{notebook}.ipynb out.ipynb', *(f'-p {k} {shlex.quote(str(v))}' for k, v in changed.items())])
 
 def save_results(
