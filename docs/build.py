@@ -105,11 +105,24 @@ def gains(name, by, query='index == index'):
     rows = {k: [len(g), *(100*v for v in paired(g.accuracy, g.original))] for k, g in csv(name).query(query).groupby(by, sort=False)}
     return pd.DataFrame({k: [n, f'{m:+.1f} ({low:+.1f} to {high:+.1f})', verdict(low, high)] for k, (n, m, low, high) in rows.items()}, ['splits', 'gain (points)', 'did it help?']).T.rename_axis(by)
 
+def with_gain(f): # accuracy, and gain over no synthetic images, as text for each row
+    return pd.Series([f'{100*a:.1f}' + (f' ({100*g:+.1f}: {100*low:+.1f} to {100*high:+.1f})' if g == g else '') for a, g, low, high in f[['accuracy', 'gain', 'gain_low', 'gain_high']].values], f.index)
+
 def by_size(name):
-    "For readers: accuracy, and gain over no synthetic images, of each method for each number of labelled images of a class; a table for each set"
+    "For readers: each method for each number of labelled images of a class; a table for each set"
     f = csv(name)
-    f['text'] = [f'{100*a:.1f}' + (f' ({100*g:+.1f}: {100*low:+.1f} to {100*high:+.1f})' if g == g else '') for a, g, low, high in f[['accuracy', 'gain', 'gain_low', 'gain_high']].values]
+    f['text'] = with_gain(f)
     return {k: g.pivot(index='method', columns='per_class', values='text').reindex(g.method.unique()).add_suffix(' a class') for k, g in f.groupby('data', sort=False)}
+
+def by_set(part):
+    "For readers: one table of all sets of photographs, for which there is such a one"
+    return pd.DataFrame({p.stem.removesuffix(f'-{part}'): with_gain(pd.read_csv(p, index_col=0)) for p in sorted((root/'results'/'photos').glob(f'*-{part}.csv'))})
+
+def studies():
+    "What a study of a set found on its validation images, and what its best were worth on the test images"
+    for p in sorted((root/'results'/'photos').glob('*-study.csv')):
+        f = pd.read_csv(p, index_col=0)
+        yield p.stem.removesuffix('-study'), show(f).drop(columns=['splits', 'did it help?']).join(f[['label_preservation', 'diversity']].round(2).astype(object).fillna('')), show(pd.read_csv(p.with_name(p.name.replace('-study', '-chosen')), index_col=0))
 
 def first_line(module, name):
     "What a table says of a public name: its docstring's first line, or the value of a constant"
@@ -121,7 +134,7 @@ def write_pages(modules):
     templates = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
     beside = {'CONTRIBUTING.md': root/'CONTRIBUTING.md', 'CHANGELOG.md': root/'CHANGELOG.md', 'tiny.md': root/'dreamda'/'tiny'/'README.md', 'photo64.md': root/'models'/'photo64'/'README.md'}
     for name, p in ({p.name: p for p in (root/'docs').glob('*.md')} | beside).items():
-        (source/name).write_text(templates.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, by_size=by_size, show=show, modules=modules, plain=plain, first_line=first_line))
+        (source/name).write_text(templates.from_string(p.read_text()).render(csv=csv, record=record, gains=gains, by_size=by_size, by_set=by_set, studies=studies, show=show, modules=modules, plain=plain, first_line=first_line))
 
 def main():
     cfg = ConfigParser(delimiters=['='])
