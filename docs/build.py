@@ -114,15 +114,19 @@ def by_size(name):
     f['text'] = with_gain(f)
     return {k: g.pivot(index='method', columns='per_class', values='text').reindex(g.method.unique()).add_suffix(' a class') for k, g in f.groupby('data', sort=False)}
 
+def of_sets(part):
+    "The tables of this name that the sets of photographs have, by set"
+    return {p.stem.removesuffix(f'-{part}'): csv(f'photos/{p.name}', index_col=0) for p in sorted((root/'results'/'photos').glob(f'*-{part}.csv'))}
+
 def by_set(part):
-    "For readers: one table of all sets of photographs, for which there is such a one"
-    return pd.DataFrame({p.stem.removesuffix(f'-{part}'): with_gain(pd.read_csv(p, index_col=0)) for p in sorted((root/'results'/'photos').glob(f'*-{part}.csv'))})
+    "For readers: each method on each set"
+    return pd.DataFrame({k: with_gain(f) for k, f in of_sets(part).items()})
 
 def studies():
     "What a study of a set found on its validation images, and what its best were worth on the test images"
-    for p in sorted((root/'results'/'photos').glob('*-study.csv')):
-        f = pd.read_csv(p, index_col=0)
-        yield p.stem.removesuffix('-study'), show(f).drop(columns=['splits', 'did it help?']).join(f[['label_preservation', 'diversity']].round(2).astype(object).fillna('')), show(pd.read_csv(p.with_name(p.name.replace('-study', '-chosen')), index_col=0))
+    best = of_sets('chosen')
+    for k, f in of_sets('study').items():
+        yield k, show(f).drop(columns=['splits', 'did it help?']).join(f[['label_preservation', 'diversity']].round(2).astype(object).fillna('')), show(best[k])
 
 def first_line(module, name):
     "What a table says of a public name: its docstring's first line, or the value of a constant"

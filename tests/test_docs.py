@@ -47,8 +47,9 @@ def test_the_page_when_it_helps_quotes_the_results(root):
     "The whole way of a number, from the file to the page"
     gain = 100*pd.read_csv(root/'results'/'quickstart'/'accuracy.csv', index_col=0).gain['DreamDA']
     assert f'{gain:+.1f} (' in PAGES['when.html']
-    photos = 100*pd.read_csv(root/'results'/'photos'/'accuracy.csv')[['accuracy', 'gain', 'gain_low', 'gain_high']].dropna()
-    for a, g, low, high in photos.values: assert f'{a:.1f} ({g:+.1f}: {low:+.1f} to {high:+.1f})' in PAGES['when.html']
+    folder = root/'results'/'photos'
+    for p in (folder/'accuracy.csv', *folder.glob('*-updates.csv')):
+        for a, g, low, high in 100*pd.read_csv(p)[['accuracy', 'gain', 'gain_low', 'gain_high']].dropna().values: assert f'{a:.1f} ({g:+.1f}: {low:+.1f} to {high:+.1f})' in PAGES['when.html'], p
 
 def test_quarto_would_get_its_pages(root, run, tmp_path):
     "What `nbdev_docs` does before it calls Quarto: it runs exported cells, and those that import anything, on their own"
