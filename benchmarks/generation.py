@@ -13,14 +13,32 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from dreamda.data import Images
-from dreamda.inversion import noised_start
-from dreamda.methods import generate, get_method
-from dreamda.models import TINY, decode_latents, encode_images, encode_prompts, load_pipeline, to_tensor
-from dreamda.perturbation import Perturbation
-from dreamda.pretrain import scheduler
-from dreamda.report import provenance, results_dir
-from dreamda.sampler import Trajectory, alphas, count_rows, ddim_std, ddim_step, draw, get_timesteps, make_generator, reverse, to_prediction
+from dreamda.data.images import Images
+from dreamda.diffusion.inversion import noised_start
+from dreamda.diffusion.methods import generate, get_method
+from dreamda.diffusion.pipeline import (
+    TINY,
+    decode_latents,
+    encode_images,
+    encode_prompts,
+    load_pipeline,
+    to_tensor,
+)
+from dreamda.diffusion.perturbation import Perturbation
+from dreamda.diffusion.pretrain import scheduler
+from dreamda.measure.results import provenance, results_dir
+from dreamda.diffusion.sampler import (
+    Trajectory,
+    alphas,
+    count_rows,
+    ddim_std,
+    ddim_step,
+    draw,
+    get_timesteps,
+    make_generator,
+    reverse,
+    to_prediction,
+)
 
 GUIDANCE, KIND = 7.5, 'cat'
 

@@ -8,11 +8,11 @@ import argparse, json, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, psutil, torch
 from PIL import Image
-from dreamda.data import load_folder
-from dreamda.expand import expand
-from dreamda.methods import get_method
-from dreamda.models import load_pipeline
-from dreamda.report import results_dir, save_results
+from dreamda.data.images import load_folder
+from dreamda.expansion.expand import expand
+from dreamda.diffusion.methods import get_method
+from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.measure.results import results_dir, save_results
 
 def one(folder, out):
     "Resident bytes over time, of this process"

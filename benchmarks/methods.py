@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from statistics import median
 import torch
 from tqdm import tqdm
-from dreamda.data import load_data, scarce_split
-from dreamda.methods import METHODS, generate, get_method
-from dreamda.models import load_pipeline
-from dreamda.report import provenance, results_dir
-from dreamda.rivals import learn
-from dreamda.sampler import count_rows
+from dreamda.data.images import load_data, scarce_split
+from dreamda.diffusion.methods import METHODS, generate, get_method
+from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.measure.results import provenance, results_dir
+from dreamda.diffusion.conditioning import learn
+from dreamda.diffusion.sampler import count_rows
 
 LEARNED = 5 # steps, to time
 

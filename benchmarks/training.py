@@ -12,10 +12,10 @@ from statistics import median
 import torch, torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from dreamda.amst import AMSTConfig, train_amst
-from dreamda.classifier import create_classifier, fit, optimize
-from dreamda.data import load_data
-from dreamda.report import provenance, results_dir
+from dreamda.classify.amst import AMSTConfig, train_amst
+from dreamda.classify.training import create_classifier, fit, optimize
+from dreamda.data.images import load_data
+from dreamda.measure.results import provenance, results_dir
 
 SYNTHETIC = 256 # images
 CASES = dict(cpu=[('resnet_tiny', 32), ('resnet_tiny', 96), ('mobilenetv2_100', 32)], cuda=[('resnet_tiny', 32), ('wrn_37_2', 96), ('resnet50', 96)])

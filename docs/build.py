@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2, nbformat, pandas as pd
 from fastcore.docments import docments
 from sphinx.cmd.build import main as sphinx
-from dreamda.report import paired, show, verdict
+from dreamda.measure.results import paired, show, verdict
 
 root = Path(__file__).parent.parent
 source, built, site = root/'build'/'docs', root/'build'/'site', root/'_docs'
@@ -70,7 +70,7 @@ def processed(path, pages, code):
         elif not module and not tags: tags.append('hide-input') # an experiment is read for its results and its parameters
         cells.append(c)
     for c in cells:
-        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:nbs/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('models/photo64/README.md', 'photo64.md').replace('](docs/', '](').replace('](../docs/', '](')
+        if c.cell_type == 'markdown': c.source = re.sub(r'\]\((?:[\w./-]*/)?([\w-]+)\.ipynb\b', lambda m: f']({pages.get(m[1], m[1])}.ipynb', c.source).replace('dreamda/tiny/README.md', 'tiny.md').replace('models/photo64/README.md', 'photo64.md').replace('](docs/', '](').replace('](../docs/', '](').replace('](../../docs/', '](')
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\(((?:results/[\w/-]+\.(?:csv|md))|CITATION\.cff)\)', rf']({code}/\1)', c.source) # files that the site does not have
     nb.cells = cells
     return nb, module
@@ -82,7 +82,7 @@ def contents(**parts):
 def write_notebooks(code):
     "In the order in which the start page names them, then others; the start page, with the contents, is last. Returns page -> module"
     index = (root/'nbs'/'index.ipynb').read_text()
-    paths = sorted((root/'nbs').glob('*.ipynb'), key=lambda p: (p.stem == 'index', index.rfind(f'(nbs/{p.name})') % 10**9, p.name))
+    paths = sorted((root/'nbs').rglob('*.ipynb'), key=lambda p: (p.stem == 'index', index.rfind(f'(nbs/{p.relative_to(root/"nbs").as_posix()})') % 10**9, p.name))
     pages, modules = {p.stem: name_of(p) for p in paths}, {}
     for p in paths:
         nb, module = processed(p, pages, code)
@@ -91,7 +91,7 @@ def write_notebooks(code):
             experiments = [n for n in pages.values() if n not in modules and n not in ('index', 'cost')]
             added = contents(Use=['your_photos', 'when', 'cost', 'ethics'], How_it_works=['method', *modules], Experiments=experiments, Reference=['reference', 'The model tiny <tiny>', 'The model photo64 <photo64>', 'CHANGELOG', 'CONTRIBUTING'])
         else:
-            made_from = f'[nbs/{p.name}]({code}/nbs/{p.name})'
+            made_from = f'[{p.relative_to(root)}]({code}/{p.relative_to(root)})'
             added = '{.origin}\n' + (f'Module `{module.__name__}`, made from {made_from}\n\n```{{py:module}} {module.__name__}\n```' if module else made_from)
         nb.cells[0].source += f'\n\n{added}'
         nbformat.write(nb, source/f'{pages[p.stem]}.ipynb')

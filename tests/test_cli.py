@@ -2,15 +2,15 @@
 import json, os, re, shutil, signal, subprocess, sys, time
 from html.parser import HTMLParser
 import datasets, pandas as pd, pytest, torchvision
-from dreamda.classifier import load_classifier, predict
-from dreamda.data import load_folder
+from dreamda.classify.training import load_classifier, predict
+from dreamda.data.images import load_folder
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 SMALL = ['--num-inference-steps', '2', '--expansion', '2']
 
 def dreamda(cwd, *args, timeout=300):
     "Exit code, standard output, standard error"
-    p = subprocess.run([sys.executable, '-m', 'dreamda.cli', *map(str, args)], cwd=cwd, env={**os.environ, 'HF_HUB_OFFLINE': '1', 'TQDM_DISABLE': '1'}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    p = subprocess.run([sys.executable, '-m', 'dreamda.app.cli', *map(str, args)], cwd=cwd, env={**os.environ, 'HF_HUB_OFFLINE': '1', 'TQDM_DISABLE': '1'}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
     return p.returncode, p.stdout, p.stderr
 
 def good(cwd, *args):
@@ -87,7 +87,7 @@ def test_fine_tuned_images_need_a_test_part(way):
 
 def test_stopped_by_hand(way, tmp_path):
     shutil.copytree(way[0]/'photos', tmp_path/'photos')
-    p = subprocess.Popen([sys.executable, '-m', 'dreamda.cli', 'expand', 'photos', 'out', '--batch-size', '5'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    p = subprocess.Popen([sys.executable, '-m', 'dreamda.app.cli', 'expand', 'photos', 'out', '--batch-size', '5'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) # a shell's background jobs are deaf to it
     while len(list(tmp_path.glob('out/*/*.png'))) < 5 and p.poll() is None: time.sleep(.1)
     p.send_signal(signal.SIGINT)
@@ -97,7 +97,7 @@ def test_stopped_by_hand(way, tmp_path):
 
 def test_several_processes(way, tmp_path):
     shutil.copytree(way[0]/'photos', tmp_path/'photos', ignore=lambda folder, names: [n for n in sorted(names) if n.endswith('.png')][1:])
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '-m', 'dreamda.cli', 'expand', 'photos', 'out', *SMALL]
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '-m', 'dreamda.app.cli', 'expand', 'photos', 'out', *SMALL]
     p = subprocess.run(launch, cwd=tmp_path, env={**os.environ, 'TQDM_DISABLE': '1'}, capture_output=True, text=True, timeout=300)
     assert p.returncode == 0 and p.stdout.count('20 images made from 10') == 1, p.stderr[-3000:]
 

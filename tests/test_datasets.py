@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from scipy.io import savemat
 from dreamda import catalog
-from dreamda.catalog import NAMED
-from dreamda.data import load_data, scarce_split
+from dreamda.data.datasets import NAMED
+from dreamda.data.images import load_data, scarce_split
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):

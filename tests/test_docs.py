@@ -13,9 +13,9 @@ links = lambda text: {html.unescape(l) for l in re.findall(r'<[^<>]*? (?:href|sr
 
 def test_every_public_name_has_its_place(root):
     found = [i for text in PAGES.values() for i in ids(text)]
-    for p in sorted((root/'dreamda').glob('[!_]*.py')):
+    for p in sorted((root/'dreamda').rglob('[!_]*.py')):
         names = next(ast.literal_eval(n.value) for n in ast.parse(p.read_text()).body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
-        for name in names: assert found.count(f'dreamda.{p.stem}.{name}') == 1, f'dreamda.{p.stem}.{name}'
+        for name in names: module = '.'.join(p.relative_to(root).with_suffix('').parts); assert found.count(f'{module}.{name}') == 1, f'{module}.{name}'
 
 def test_parameters_keep_their_comments():
     text = re.sub(r'<[^>]+>', '', PAGES['sampler.html'])
@@ -38,7 +38,7 @@ def test_nothing_is_loaded_from_elsewhere():
 
 def test_every_figure_is_shown(root):
     "As many as the notebooks hold"
-    for p in (root/'nbs').glob('*.ipynb'):
+    for p in (root/'nbs').rglob('*.ipynb'):
         figures = sum('image/png' in o.get('data', {}) for c in json.loads(p.read_text())['cells'] for o in c.get('outputs', []) if not ''.join(c['source']).startswith('#| hide'))
         page = PAGES[re.sub(r'^\d+[a-z]*_', '', p.stem) + '.html']
         assert len(re.findall(r'<img [^>]*src="_images/[0-9a-f]{64}\.png"', page)) == figures, p.name
@@ -56,8 +56,8 @@ def test_quarto_would_get_its_pages(root, run, tmp_path):
     shutil.copy(root/'settings.ini', tmp_path)
     for d in ('nbs', 'dreamda'): shutil.copytree(root/d, tmp_path/d)
     run('python', '-c', 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)', OMP_NUM_THREADS='1')
-    assert {p.name for p in (tmp_path/'_proc').glob('*.ipynb')} == {p.name for p in (root/'nbs').glob('*.ipynb')}
-    assert 'alphas_cumprod' in (tmp_path/'_proc'/'02_sampler.ipynb').read_text()
+    assert {p.name for p in (tmp_path/'_proc').glob('*.ipynb')} == {p.name for p in (root/'nbs').rglob('*.ipynb')}
+    assert 'alphas_cumprod' in (tmp_path/'_proc'/'2_diffusion'/'02_sampler.ipynb').read_text()
 
 # ---- in a browser
 

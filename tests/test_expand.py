@@ -5,13 +5,13 @@ import datasets, numpy as np, pytest, timm.data, torch, torchvision, webdataset
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
-import dreamda.expand as module
-from dreamda.data import Images, load_data, load_folder
-from dreamda.expand import REDRAWS, expand, expand_from_run, in_fp32
-from dreamda.folder import load_synthetic, read_metadata
-from dreamda.methods import get_method
-from dreamda.models import TINY, load_pipeline
-from dreamda.report import provenance
+import dreamda.expansion.expand as module
+from dreamda.data.images import Images, load_data, load_folder
+from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
+from dreamda.expansion.record import load_synthetic, read_metadata
+from dreamda.diffusion.methods import get_method
+from dreamda.diffusion.pipeline import TINY, load_pipeline
+from dreamda.measure.results import provenance
 
 torch.set_num_threads(1)
 METHOD, KILLS = get_method('dreamda', num_inference_steps=2), int(os.environ.get('KILLS', 10)) # `make soak` sets KILLS

@@ -1,7 +1,7 @@
 "Fine-tuning by two processes"
 import json
 import torch
-from dreamda.models import load_pipeline
+from dreamda.diffusion.pipeline import load_pipeline
 
 TRAIN = """
 import os, sys, torch

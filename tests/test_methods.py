@@ -1,10 +1,11 @@
 "Every method by name through `expand`: on digits, and on a folder of pictures of several sizes"
 import numpy as np, pytest, torch
 from PIL import Image
-from dreamda.data import load_data, load_folder, scarce_split
-from dreamda.expand import expand, read_metadata
-from dreamda.methods import METHODS, get_method
-from dreamda.models import load_pipeline
+from dreamda.data.images import load_data, load_folder, scarce_split
+from dreamda.expansion.expand import expand
+from dreamda.expansion.record import read_metadata
+from dreamda.diffusion.methods import METHODS, get_method
+from dreamda.diffusion.pipeline import load_pipeline
 
 torch.set_num_threads(1)
 FEW = dict(di=dict(steps=2), da_fusion=dict(steps=2))

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 
-NBS = sorted((Path(__file__).parent.parent/'nbs').glob('*.ipynb'))
+NBS = sorted((Path(__file__).parent.parent/'nbs').rglob('*.ipynb'))
 EXPERIMENTS = [p for p in NBS if not p.name[0].isdigit() and p.stem != 'index'] # the others are components
 each = lambda paths: pytest.mark.parametrize('path', paths, ids=lambda p: p.stem)
 load = lambda path: json.loads(path.read_text(encoding='utf-8'))
@@ -52,10 +52,12 @@ def test_tags_survive_cleaning(root, run, tmp_path):
     for p in NBS:
         nb = load(p)
         nb['cells'][0]['metadata']['litter'] = 1
-        (tmp_path/'nbs'/p.name).write_text(json.dumps(nb))
+        copy = tmp_path/p.relative_to(root)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(json.dumps(nb))
     run('nbdev_clean')
     for p in NBS:
-        cleaned = load(tmp_path/'nbs'/p.name)
+        cleaned = load(tmp_path/p.relative_to(root))
         assert 'litter' not in cleaned['cells'][0]['metadata'], f'{p.name} was not cleaned'
         assert tagged(cleaned, 'parameters') == tagged(load(p), 'parameters'), p.name
 

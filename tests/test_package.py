@@ -51,9 +51,9 @@ def test_requirements(root):
     cfg.read(root/'settings.ini')
     required, optional, dev, docs = ({re.split('[<>=]', r)[0] for r in cfg['DEFAULT'][f'{k}requirements'].split()} for k in ('', 'optional_', 'dev_', 'docs_'))
     cells = lambda p: (''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code')
-    in_package = imported(p.read_text() for p in (root/'dreamda').glob('*.py'))
-    at_once = imported((p.read_text() for p in (root/'dreamda').glob('*.py')), lambda tree: tree.body)
-    in_notebooks = imported(s for p in (root/'nbs').glob('*.ipynb') for s in cells(p)) | imported(p.read_text() for d in ('tests', 'benchmarks') for p in (root/d).glob('*.py'))
+    in_package = imported(p.read_text() for p in (root/'dreamda').rglob('*.py'))
+    at_once = imported((p.read_text() for p in (root/'dreamda').rglob('*.py')), lambda tree: tree.body)
+    in_notebooks = imported(s for p in (root/'nbs').rglob('*.ipynb') for s in cells(p)) | imported(p.read_text() for d in ('tests', 'benchmarks') for p in (root/d).glob('*.py'))
     assert at_once <= required
     assert in_package - required == optional, 'imported inside functions only'
     assert in_notebooks <= required | optional | dev

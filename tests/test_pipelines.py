@@ -1,12 +1,20 @@
 "Every kind of pipeline, built small with random weights, saved, and loaded as a user's model is"
 import json, shutil
 import diffusers, numpy as np, peft, pytest, torch
-from dreamda.data import Images
-from dreamda.inversion import ddim_invert, dpm_encode
-from dreamda.methods import METHODS, generate, get_method
-from dreamda.models import TINY, encode_prompts, image_size, load_pipeline
-from dreamda.perturbation import SITES, Perturbation
-from dreamda.sampler import Trajectory, alphas, count_rows, draw, get_timesteps, make_generator, reverse
+from dreamda.data.images import Images
+from dreamda.diffusion.inversion import ddim_invert, dpm_encode
+from dreamda.diffusion.methods import METHODS, generate, get_method
+from dreamda.diffusion.pipeline import TINY, encode_prompts, image_size, load_pipeline
+from dreamda.diffusion.perturbation import SITES, Perturbation
+from dreamda.diffusion.sampler import (
+    Trajectory,
+    alphas,
+    count_rows,
+    draw,
+    get_timesteps,
+    make_generator,
+    reverse,
+)
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler, \
     StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -2,11 +2,21 @@
 import json, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest, torch
-from dreamda.data import DIGITS, load_data, scarce_split
-from dreamda.expand import expand, read_metadata
-from dreamda.methods import get_method
-from dreamda.models import load_pipeline
-from dreamda.prompts import MAX_CHARS, Endpoint, Grammar, Local, make_prompts, names_class, prompts_path, read_prompts
+from dreamda.data.images import DIGITS, load_data, scarce_split
+from dreamda.expansion.expand import expand
+from dreamda.expansion.record import read_metadata
+from dreamda.diffusion.methods import get_method
+from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.diffusion.prompts import (
+    MAX_CHARS,
+    Endpoint,
+    Grammar,
+    Local,
+    make_prompts,
+    names_class,
+    prompts_path,
+    read_prompts,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

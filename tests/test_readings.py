@@ -2,7 +2,7 @@
 import json, re
 from pathlib import Path
 import pandas as pd, pytest
-from dreamda.report import show, summary
+from dreamda.measure.results import show, summary
 
 ROOT, STUDIES = Path(__file__).parent.parent, ('accuracy', 'backbones', 'labels', 'ablation')
 def reading(name): return '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')

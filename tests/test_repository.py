@@ -2,7 +2,7 @@
 import json, re
 from configparser import ConfigParser
 import dreamda, pandas as pd, yaml
-from dreamda.report import show
+from dreamda.measure.results import show
 
 def test_version(root):
     cfg = ConfigParser(delimiters=['='])
@@ -11,8 +11,8 @@ def test_version(root):
 
 def test_every_module_has_its_notebook(root):
     "Export makes modules, but does not remove one whose notebook is gone or was renamed"
-    for p in (root/'dreamda').glob('[!_]*.py'):
-        made_from = re.search(r'File to edit: \.\./(nbs/\S+\.ipynb)', p.read_text())
+    for p in (root/'dreamda').rglob('[!_]*.py'):
+        made_from = re.search(r'File to edit: (?:\.\./)+(nbs/\S+\.ipynb)', p.read_text())
         assert made_from and (root/made_from[1]).exists(), f'{p.name} comes from no notebook: delete it, or make it from one'
 
 def test_readme_quotes_the_results(root):
@@ -43,7 +43,7 @@ def test_photo64(root):
 
 def test_links_lead_to_files(root):
     "Those of notebooks and of the pages beside README, as GitHub follows them"
-    for p in [*root.glob('*.md'), *(root/'nbs').glob('*.ipynb')]:
+    for p in [*root.glob('*.md'), *(root/'nbs').rglob('*.ipynb')]:
         text = p.read_text() if p.suffix == '.md' else '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown')
         for link in re.findall(r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)):
             if not re.match('https?:|mailto:', link): assert ((root if p.stem == 'index' else p.parent)/link).exists(), f'{p.name}: {link}'
