@@ -1,4 +1,5 @@
 "The package's metadata come from settings.ini, the one place where nbdev keeps them."
+
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -23,10 +24,19 @@ setup(
     package_data={'dreamda': ['tiny/**/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'optional': cfg['optional_requirements'].split(), 'docs': cfg['docs_requirements'].split(),
-                    'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('optional', 'docs', 'dev')).split()},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    extras_require={
+        'optional': cfg['optional_requirements'].split(),
+        'docs': cfg['docs_requirements'].split(),
+        'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('optional', 'docs', 'dev')).split(),
+    },
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+    },
     zip_safe=False,
-    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
-                 'Programming Language :: Python :: 3'],
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+    ],
 )

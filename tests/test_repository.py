@@ -1,72 +1,142 @@
 "That the parts of the repository agree"
-import json, re
+
+import json
+import re
 from configparser import ConfigParser
-import dreamda, pandas as pd, yaml
+
+import pandas as pd
+import yaml
+
+import dreamda
 from dreamda.measure.results import show
+
 
 def test_version(root):
     cfg = ConfigParser(delimiters=['='])
-    cfg.read(root/'settings.ini')
+    cfg.read(root / 'settings.ini')
     assert dreamda.__version__ == cfg['DEFAULT']['version']
+
 
 def test_every_module_has_its_notebook(root):
     "Export makes modules, but does not remove one whose notebook is gone or was renamed"
-    for p in (root/'dreamda').rglob('[!_]*.py'):
+    for p in (root / 'dreamda').rglob('[!_]*.py'):
         made_from = re.search(r'File to edit: (?:\.\./)+(nbs/\S+\.ipynb)', p.read_text())
-        assert made_from and (root/made_from[1]).exists(), f'{p.name} comes from no notebook: delete it, or make it from one'
+        assert made_from and (root / made_from[1]).exists(), (
+            f'{p.name} comes from no notebook: delete it, or make it from one'
+        )
+
 
 def test_readme_quotes_the_results(root):
     "What README says of accuracy is what the files in results/ say"
-    readme, results = (root/'README.md').read_text(), root/'results'/'quickstart'
-    assert show(pd.read_csv(results/'accuracy.csv', index_col=0)).to_markdown() in readme
-    assert json.loads((results/'accuracy.json').read_text())['settings']['answer'] in readme
+    readme, results = (root / 'README.md').read_text(), root / 'results' / 'quickstart'
+    assert show(pd.read_csv(results / 'accuracy.csv', index_col=0)).to_markdown() in readme
+    assert json.loads((results / 'accuracy.json').read_text())['settings']['answer'] in readme
+
 
 def test_model_card_quotes_the_results(root):
-    card, quality = (root/'dreamda'/'tiny'/'README.md').read_text(), pd.read_csv(root/'results'/'tiny_world'/'quality.csv', index_col=0).value
-    made = json.loads((root/'results'/'tiny_world'/'quality.json').read_text())['settings']
-    for said in (f'{quality["VAE PSNR on the digits (dB)"]:.1f} dB |', f'| {quality["CLIP zero-shot accuracy on the digits"]:.1%} |', f'guidance 2 | {quality["label accuracy of text-to-image at guidance 2"]:.1%} |',
-                 f'guidance 4 | {quality["label accuracy of text-to-image at guidance 4"]:.1%} |', f'| {quality["size (MB)"]:.1f} MB |', f'reads {quality["accuracy of the judge on glyphs of the corpus"]:.0%} of',
-                 f'in {quality["training time (minutes, rendering included)"]:.0f} minutes', f'{made["images"]:,} pictures', f'{made["faces"]} font faces'): assert said in card, said
+    card, quality = (
+        (root / 'dreamda' / 'tiny' / 'README.md').read_text(),
+        pd.read_csv(root / 'results' / 'tiny_world' / 'quality.csv', index_col=0).value,
+    )
+    made = json.loads((root / 'results' / 'tiny_world' / 'quality.json').read_text())['settings']
+    for said in (
+        f'{quality["VAE PSNR on the digits (dB)"]:.1f} dB |',
+        f'| {quality["CLIP zero-shot accuracy on the digits"]:.1%} |',
+        f'guidance 2 | {quality["label accuracy of text-to-image at guidance 2"]:.1%} |',
+        f'guidance 4 | {quality["label accuracy of text-to-image at guidance 4"]:.1%} |',
+        f'| {quality["size (MB)"]:.1f} MB |',
+        f'reads {quality["accuracy of the judge on glyphs of the corpus"]:.0%} of',
+        f'in {quality["training time (minutes, rendering included)"]:.0f} minutes',
+        f'{made["images"]:,} pictures',
+        f'{made["faces"]} font faces',
+    ):
+        assert said in card, said
+
 
 def test_photo64(root):
     "Small, nothing but safetensors, loaded by plain diffusers and transformers; its card says what was measured"
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel
-    folder = root/'models'/'photo64'
+
+    folder = root / 'models' / 'photo64'
     files = [p for p in folder.rglob('*') if p.is_file()]
-    assert {p.suffix for p in files} <= {'.json', '.safetensors', '.txt', '.md'} and sum(p.stat().st_size for p in files) <= 40e6
-    pipe = StableDiffusionPipeline.from_pretrained(folder); pipe.set_progress_bar_config(disable=True)
-    assert pipe('a photo of a watch', height=64, width=64, num_inference_steps=2, output_type='pt').images.isfinite().all()
-    assert CLIPModel.from_pretrained(folder/'clip').projection_dim == 64
-    card, quality = (folder/'README.md').read_text(), pd.read_csv(root/'results'/'photo_world'/'quality.csv', index_col=0)
-    for name, row in quality.iterrows(): assert name in card and f'{row.psnr:.3g}' in card and f'{row.zero_shot:.3g}' in card
+    assert {p.suffix for p in files} <= {'.json', '.safetensors', '.txt', '.md'} and sum(
+        p.stat().st_size for p in files
+    ) <= 40e6
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert (
+        pipe('a photo of a watch', height=64, width=64, num_inference_steps=2, output_type='pt')
+        .images.isfinite()
+        .all()
+    )
+    assert CLIPModel.from_pretrained(folder / 'clip').projection_dim == 64
+    card, quality = (
+        (folder / 'README.md').read_text(),
+        pd.read_csv(root / 'results' / 'photo_world' / 'quality.csv', index_col=0),
+    )
+    for name, row in quality.iterrows():
+        assert name in card and f'{row.psnr:.3g}' in card and f'{row.zero_shot:.3g}' in card
+
 
 def test_links_lead_to_files(root):
     "Those of notebooks and of the pages beside README, as GitHub follows them"
-    for p in [*root.glob('*.md'), *(root/'nbs').rglob('*.ipynb')]:
-        text = p.read_text() if p.suffix == '.md' else '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown')
-        for link in re.findall(r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)):
-            if not re.match('https?:|mailto:', link): assert ((root if p.stem == 'index' else p.parent)/link).exists(), f'{p.name}: {link}'
+    for p in [*root.glob('*.md'), *(root / 'nbs').rglob('*.ipynb')]:
+        text = (
+            p.read_text()
+            if p.suffix == '.md'
+            else '\n'.join(
+                ''.join(c['source'])
+                for c in json.loads(p.read_text())['cells']
+                if c['cell_type'] == 'markdown'
+            )
+        )
+        for link in re.findall(
+            r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
+        ):
+            if not re.match('https?:|mailto:', link):
+                assert ((root if p.stem == 'index' else p.parent) / link).exists(), (
+                    f'{p.name}: {link}'
+                )
+
 
 def test_workflows(root):
     "Valid, asking for no more rights than they need, with actions pinned to a major version; tested are the versions that settings.ini allows from"
-    for p in (root/'.github'/'workflows').glob('*.yml'):
+    for p in (root / '.github' / 'workflows').glob('*.yml'):
         w = yaml.safe_load(p.read_text())
-        assert w['permissions'] == {'contents': 'read'} and w[True], p.name # `on` is true in YAML
+        assert w['permissions'] == {'contents': 'read'} and w[True], p.name  # `on` is true in YAML
         for job in w['jobs'].values():
-            for step in job['steps']: assert re.fullmatch(r'actions/[\w-]+@v\d+', step.get('uses', 'actions/none@v0')), step
+            for step in job['steps']:
+                assert re.fullmatch(r'actions/[\w-]+@v\d+', step.get('uses', 'actions/none@v0')), (
+                    step
+                )
     cfg = ConfigParser(delimiters=['='])
-    cfg.read(root/'settings.ini')
-    matrix = yaml.safe_load((root/'.github'/'workflows'/'tests.yml').read_text())['jobs']['test']['strategy']['matrix']['python']
+    cfg.read(root / 'settings.ini')
+    matrix = yaml.safe_load((root / '.github' / 'workflows' / 'tests.yml').read_text())['jobs'][
+        'test'
+    ]['strategy']['matrix']['python']
     assert matrix[0] == cfg['DEFAULT']['min_python'] and len(matrix) == 3
+
 
 def test_quarto_is_told_what_the_settings_say(root):
     "For `nbdev_docs`, which writes nbs/nbdev.yml anew"
-    cfg, site = ConfigParser(delimiters=['=']), yaml.safe_load((root/'nbs'/'nbdev.yml').read_text())['website']
-    cfg.read(root/'settings.ini')
-    assert (site['title'], site['description'], site['repo-url'], site['site-url']) == (cfg['DEFAULT']['title'], cfg['DEFAULT']['description'], cfg['DEFAULT']['git_url'], cfg['DEFAULT']['doc_host'] + cfg['DEFAULT']['doc_baseurl'])
+    cfg, site = (
+        ConfigParser(delimiters=['=']),
+        yaml.safe_load((root / 'nbs' / 'nbdev.yml').read_text())['website'],
+    )
+    cfg.read(root / 'settings.ini')
+    assert (site['title'], site['description'], site['repo-url'], site['site-url']) == (
+        cfg['DEFAULT']['title'],
+        cfg['DEFAULT']['description'],
+        cfg['DEFAULT']['git_url'],
+        cfg['DEFAULT']['doc_host'] + cfg['DEFAULT']['doc_baseurl'],
+    )
+
 
 def test_citation(root):
-    cited = yaml.safe_load((root/'CITATION.cff').read_text())
-    assert str(cited['version']) == dreamda.__version__ and cited['preferred-citation']['url'] == 'https://arxiv.org/abs/2403.12803'
-    assert f'## {dreamda.__version__}' in (root/'CHANGELOG.md').read_text()
+    cited = yaml.safe_load((root / 'CITATION.cff').read_text())
+    assert (
+        str(cited['version']) == dreamda.__version__
+        and cited['preferred-citation']['url'] == 'https://arxiv.org/abs/2403.12803'
+    )
+    assert f'## {dreamda.__version__}' in (root / 'CHANGELOG.md').read_text()

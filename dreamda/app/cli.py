@@ -9,13 +9,25 @@ __all__ = ['app', 'Data', 'Out', 'Config', 'Debug', 'Model', 'MethodName', 'Expa
            'GOES_ON', 'preview', 'expand', 'label', 'train', 'measure', 'report', 'models', 'datasets', 'main']
 
 # %% ../../nbs/7_app/02_cli.ipynb #c74f19c2
-import json, os, shlex, sys, time, warnings
+import json
+import os
+import shlex
+import sys
+import time
+import warnings
 from pathlib import Path
-from typing import Annotated, Optional
-import typer, yaml
+from typing import Annotated
+
+import typer
+import yaml
 
 # %% ../../nbs/7_app/02_cli.ipynb #c3b87757
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help='''Synthetic training images from a few real ones, by a diffusion model; and whether they help.
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help='''Synthetic training images from a few real ones, by a diffusion model; and whether they help.
 
 \b
 The whole way:
@@ -23,73 +35,177 @@ The whole way:
   dreamda label photos/ out/ --labels amst
   dreamda train photos/ out/ model/
   dreamda measure photos/ out/
-  dreamda report out/''')
+  dreamda report out/''',
+)
 
-def _config(ctx:typer.Context, path:Optional[Path]): # before the other options are read
-    if path is None: return
-    if not path.is_file(): raise ValueError(f'no file {path}: give a yaml file with a line `option: value` for each setting')
-    try: settings = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except yaml.YAMLError as e: raise ValueError(f'{path} is not yaml: {e}') from e
-    if not isinstance(settings, dict): raise ValueError(f'{path} holds {type(settings).__name__}: give a line `option: value` for each setting')
+
+def _config(ctx: typer.Context, path: Path | None):  # before the other options are read
+    if path is None:
+        return
+    if not path.is_file():
+        raise ValueError(
+            f'no file {path}: give a yaml file with a line `option: value` for each setting'
+        )
+    try:
+        settings = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except yaml.YAMLError as e:
+        raise ValueError(f'{path} is not yaml: {e}') from e
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f'{path} holds {type(settings).__name__}: give a line `option: value` for each setting'
+        )
     settings = {str(k).replace('-', '_'): v for k, v in settings.items()}
     known = {p.name for c in ctx.find_root().command.commands.values() for p in c.params}
-    if unknown := sorted(set(settings) - known): raise ValueError(f'{path} has a setting that no command knows: {", ".join(unknown)}')
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(f'{path} has a setting that no command knows: {", ".join(unknown)}')
     ctx.default_map = settings
 
-def _option(help, *names, **kw): return typer.Option(*names, help=help, **kw)
 
-Data = Annotated[str, typer.Argument(help='A folder with a folder of images per class, or with train/ and test/ of them; or the name of a dataset, see `dreamda datasets`.')]
+def _option(help, *names, **kw):
+    return typer.Option(*names, help=help, **kw)
+
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help='A folder with a folder of images per class, or with train/ and test/ of them; or the name of a dataset, see `dreamda datasets`.'
+    ),
+]
 Out = Annotated[Path, typer.Argument(help='The folder of the synthetic images.')]
-Config = Annotated[Optional[Path], _option('Settings from a yaml file, a line `option: value` for each.', callback=_config, is_eager=True)]
+Config = Annotated[
+    Path | None,
+    _option(
+        'Settings from a yaml file, a line `option: value` for each.',
+        callback=_config,
+        is_eager=True,
+    ),
+]
 Debug = Annotated[bool, _option('Show where an error comes from.', '--debug')]
-Model = Annotated[str, _option('tiny (inside the package; glyphs only), a name on the Hugging Face hub, or a folder; see `dreamda models`.')]
-MethodName = Annotated[str, _option('dreamda, dreamda_paper, sd, sdedit, reconstruction, di, bot, gif, real_guidance, da_fusion, diff_mix or diff_ii.', '--method')]
+Model = Annotated[
+    str,
+    _option(
+        'tiny (inside the package; glyphs only), a name on the Hugging Face hub, or a folder; see `dreamda models`.'
+    ),
+]
+MethodName = Annotated[
+    str,
+    _option(
+        'dreamda, dreamda_paper, sd, sdedit, reconstruction, di, bot, gif, real_guidance, da_fusion, diff_mix or diff_ii.',
+        '--method',
+    ),
+]
 Expansion = Annotated[int, _option('Variants of each image.')]
-Sigma = Annotated[Optional[float], _option("Scale of the noise in the U-Net.  [default: the method's]")]
-Site = Annotated[Optional[str], _option("Where the noise goes: bottleneck, encoder, decoder, xt, xT or x0.  [default: the method's]")]
-Strength = Annotated[Optional[float], _option("The part of the way that is run, 0 to 1.  [default: the method's]")]
-Guidance = Annotated[Optional[float], _option("Classifier-free guidance.  [default: the method's]", '--guidance-scale')]
-Steps = Annotated[Optional[int], _option("Steps of the whole way.  [default: the method's]", '--num-inference-steps')]
-Template = Annotated[Optional[str], _option("Of the prompts, with {class} in it.  [default: the method's]")]
+Sigma = Annotated[
+    float | None, _option("Scale of the noise in the U-Net.  [default: the method's]")
+]
+Site = Annotated[
+    str | None,
+    _option(
+        "Where the noise goes: bottleneck, encoder, decoder, xt, xT or x0.  [default: the method's]"
+    ),
+]
+Strength = Annotated[
+    float | None, _option("The part of the way that is run, 0 to 1.  [default: the method's]")
+]
+Guidance = Annotated[
+    float | None, _option("Classifier-free guidance.  [default: the method's]", '--guidance-scale')
+]
+Steps = Annotated[
+    int | None, _option("Steps of the whole way.  [default: the method's]", '--num-inference-steps')
+]
+Template = Annotated[
+    str | None, _option("Of the prompts, with {class} in it.  [default: the method's]")
+]
 Seed = Annotated[int, _option('Of all random draws.')]
 BatchSize = Annotated[int, _option('Variants made together, at most.')]
 
 # %% ../../nbs/7_app/02_cli.ipynb #248e7c4b
-RESULTS = 'labels.csv labels.json labels.svg predictions.csv accuracy.csv accuracy.json metrics.json report.html history.jsonl'.split() # what commands write into a run's folder, beside what `expand` does
+RESULTS = 'labels.csv labels.json labels.svg predictions.csv accuracy.csv accuracy.json metrics.json report.html history.jsonl'.split()  # what commands write into a run's folder, beside what `expand` does
 
-def _first_process(): return int(os.environ.get('RANK', 0)) == 0
 
-def _note(out, data, start, **about): # a line of history.jsonl
-    if not _first_process(): return
+def _first_process():
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def _note(out, data, start, **about):  # a line of history.jsonl
+    if not _first_process():
+        return
     from dreamda.diffusion.pipeline import default_device
-    where = os.path.relpath(data, out) if Path(data).exists() else str(data)
-    line = dict(command='dreamda ' + shlex.join(sys.argv[1:]), data=where, seconds=round(time.perf_counter() - start, 1), device=str(default_device().type), **about)
-    with (Path(out)/'history.jsonl').open('a', encoding='utf-8') as f: f.write(json.dumps(line, ensure_ascii=False) + '\n')
 
-def _method(name, **changes): # those that were given
+    where = os.path.relpath(data, out) if Path(data).exists() else str(data)
+    line = dict(
+        command='dreamda ' + shlex.join(sys.argv[1:]),
+        data=where,
+        seconds=round(time.perf_counter() - start, 1),
+        device=str(default_device().type),
+        **about,
+    )
+    with (Path(out) / 'history.jsonl').open('a', encoding='utf-8') as f:
+        f.write(json.dumps(line, ensure_ascii=False) + '\n')
+
+
+def _method(name, **changes):  # those that were given
     from dreamda.diffusion.methods import get_method
+
     return get_method(name, **{k: v for k, v in changes.items() if v is not None})
 
+
 def _say(text):
-    if _first_process(): typer.echo(text)
+    if _first_process():
+        typer.echo(text)
 
-def _quiet(): # files are read in a moment, and their bars and notes are in the way of ours
-    import diffusers.utils.logging as a, transformers.utils.logging as b
-    for logging in (a, b): logging.disable_progress_bar(); logging.set_verbosity_error()
 
-def _duration(s): return f'{s:.0f} seconds' if s < 100 else f'{s/60:.0f} minutes' if s < 6000 else f'{s/3600:.1f} hours'
+def _quiet():  # files are read in a moment, and their bars and notes are in the way of ours
+    import diffusers.utils.logging as a
+    import transformers.utils.logging as b
 
-def _glyphs(model, data): # a word of warning
-    if str(model) == 'tiny' and str(data) != 'digits': _say("The model 'tiny' knows glyphs only: it shows the way. For photos give --model stable-diffusion-v1-5/stable-diffusion-v1-5 (and a GPU).")
+    for logging in (a, b):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def _duration(s):
+    return (
+        f'{s:.0f} seconds'
+        if s < 100
+        else f'{s / 60:.0f} minutes'
+        if s < 6000
+        else f'{s / 3600:.1f} hours'
+    )
+
+
+def _glyphs(model, data):  # a word of warning
+    if str(model) == 'tiny' and str(data) != 'digits':
+        _say(
+            "The model 'tiny' knows glyphs only: it shows the way. For photos give --model stable-diffusion-v1-5/stable-diffusion-v1-5 (and a GPU)."
+        )
 
 # %% ../../nbs/7_app/02_cli.ipynb #83349e93
 @app.command()
-def preview(data:Data, sheet:Annotated[Path, typer.Argument(help='The picture to write.')] = Path('preview.png'),
-            model:Model = 'tiny', method_name:MethodName = 'dreamda',
-            sigma:Annotated[list[float], _option('Scale of the noise; may be given several times.')] = [.5, 1., 1.5, 2.],
-            strength:Annotated[list[float], _option('The part of the way that is run; may be given several times.')] = [.5, 1.],
-            count:Annotated[int, _option('Seeds shown.')] = 8, site:Site = None, guidance_scale:Guidance = None, num_inference_steps:Steps = None, template:Template = None,
-            seed:Seed = 0, batch_size:BatchSize = 64, config:Config = None, debug:Debug = False):
+def preview(
+    data: Data,
+    sheet: Annotated[Path, typer.Argument(help='The picture to write.')] = Path('preview.png'),
+    model: Model = 'tiny',
+    method_name: MethodName = 'dreamda',
+    sigma: Annotated[list[float], _option('Scale of the noise; may be given several times.')] = [
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+    ],
+    strength: Annotated[
+        list[float], _option('The part of the way that is run; may be given several times.')
+    ] = [0.5, 1.0],
+    count: Annotated[int, _option('Seeds shown.')] = 8,
+    site: Site = None,
+    guidance_scale: Guidance = None,
+    num_inference_steps: Steps = None,
+    template: Template = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    config: Config = None,
+    debug: Debug = False,
+):
     """A contact sheet: a row for each of some images, a column for each setting.
 
     \b
@@ -98,29 +214,76 @@ def preview(data:Data, sheet:Annotated[Path, typer.Argument(help='The picture to
     from dreamda.data.images import load_data
     from dreamda.diffusion.pipeline import load_pipeline
     from dreamda.expansion.preview import preview
+
     _quiet()
-    images, method = load_data(data).train, _method(method_name, site=site, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, template=template)
+    images, method = (
+        load_data(data).train,
+        _method(
+            method_name,
+            site=site,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            template=template,
+        ),
+    )
     _glyphs(model, data)
-    fig = preview(images, load_pipeline(model), method, tuple(sigma), tuple(strength), count, seed, batch_size)
+    fig = preview(
+        images, load_pipeline(model), method, tuple(sigma), tuple(strength), count, seed, batch_size
+    )
     sheet.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(sheet, bbox_inches='tight', dpi=150)
-    _say(f'{sheet}: {min(count, len(images))} of {len(images)} images, {len(strength)*(len(sigma) if method.perturbation else 1)} settings')
+    _say(
+        f'{sheet}: {min(count, len(images))} of {len(images)} images, {len(strength) * (len(sigma) if method.perturbation else 1)} settings'
+    )
 
 # %% ../../nbs/7_app/02_cli.ipynb #edd3604e
 @app.command()
-def expand(data:Data, out:Out, model:Model = 'tiny', method_name:MethodName = 'dreamda', expansion:Expansion = 10,
-           sigma:Sigma = None, site:Site = None, strength:Strength = None, guidance_scale:Guidance = None, num_inference_steps:Steps = None, template:Template = None,
-           prompts:Annotated[Optional[Path], _option('A file of prompts, a line {"class": ..., "prompt": ...} for each.')] = None,
-           finetune_steps:Annotated[int, _option('Train the generator on the images first, for at most so many steps. A test/ part is then needed to judge the result.')] = 0,
-           finetune_lr:Annotated[float, _option('Learning rate of that.')] = 5e-5,
-           learn:Annotated[str, _option('What it trains: unet or lora, text or token, or one of each joined by a plus.')] = 'unet',
-           accumulate:Annotated[int, _option('Batches for a step of it; with several processes a multiple of their number.')] = 1,
-           seed:Seed = 0, batch_size:BatchSize = 64,
-           format:Annotated[str, _option('png, jpg or webp.')] = 'png',
-           shard_size:Annotated[Optional[int], _option('Images in a webdataset shard.  [default: single files]')] = None,
-           from_run:Annotated[Optional[Path], _option('Make the images of a run.json again; its settings are used, and no others.')] = None,
-           overwrite:Annotated[bool, _option('Delete a run that is in OUT, and start anew.', '--overwrite')] = False,
-           dry_run:Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False, config:Config = None, debug:Debug = False):
+def expand(
+    data: Data,
+    out: Out,
+    model: Model = 'tiny',
+    method_name: MethodName = 'dreamda',
+    expansion: Expansion = 10,
+    sigma: Sigma = None,
+    site: Site = None,
+    strength: Strength = None,
+    guidance_scale: Guidance = None,
+    num_inference_steps: Steps = None,
+    template: Template = None,
+    prompts: Annotated[
+        Path | None, _option('A file of prompts, a line {"class": ..., "prompt": ...} for each.')
+    ] = None,
+    finetune_steps: Annotated[
+        int,
+        _option(
+            'Train the generator on the images first, for at most so many steps. A test/ part is then needed to judge the result.'
+        ),
+    ] = 0,
+    finetune_lr: Annotated[float, _option('Learning rate of that.')] = 5e-5,
+    learn: Annotated[
+        str,
+        _option('What it trains: unet or lora, text or token, or one of each joined by a plus.'),
+    ] = 'unet',
+    accumulate: Annotated[
+        int, _option('Batches for a step of it; with several processes a multiple of their number.')
+    ] = 1,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    format: Annotated[str, _option('png, jpg or webp.')] = 'png',
+    shard_size: Annotated[
+        int | None, _option('Images in a webdataset shard.  [default: single files]')
+    ] = None,
+    from_run: Annotated[
+        Path | None,
+        _option('Make the images of a run.json again; its settings are used, and no others.'),
+    ] = None,
+    overwrite: Annotated[
+        bool, _option('Delete a run that is in OUT, and start anew.', '--overwrite')
+    ] = False,
+    dry_run: Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False,
+    config: Config = None,
+    debug: Debug = False,
+):
     """Make variants of each image (of the part train/, if there is one). Stopped, it goes on where it was.
 
     \b
@@ -129,72 +292,185 @@ def expand(data:Data, out:Out, model:Model = 'tiny', method_name:MethodName = 'd
       dreamda expand photos/ out/ --method sdedit --strength 0.6
       accelerate launch -m dreamda.app.cli expand photos/ out/ --config settings.yaml"""
     from dreamda.data.images import load_data
-    from dreamda.expansion.expand import expand, expand_from_run
     from dreamda.diffusion.pipeline import load_pipeline
     from dreamda.diffusion.prompts import read_prompts
+    from dreamda.expansion.expand import expand, expand_from_run
+
     _quiet()
     start, images = time.perf_counter(), load_data(data).train
-    if prompts and not prompts.is_file(): raise ValueError(f'no file {prompts}: give one with a line {{"class": "cat", "prompt": "A cat ..."}} for each prompt')
-    output, told = dict(format=format, shard_size=shard_size), read_prompts(prompts) if prompts else None
+    if prompts and not prompts.is_file():
+        raise ValueError(
+            f'no file {prompts}: give one with a line {{"class": "cat", "prompt": "A cat ..."}} for each prompt'
+        )
+    output, told = (
+        dict(format=format, shard_size=shard_size),
+        read_prompts(prompts) if prompts else None,
+    )
     if from_run:
-        if dry_run: raise ValueError('--dry-run goes with settings, not with --from-run: see `cost` in the report of that run')
+        if dry_run:
+            raise ValueError(
+                '--dry-run goes with settings, not with --from-run: see `cost` in the report of that run'
+            )
         made = expand_from_run(from_run, images, out, batch_size=batch_size, overwrite=overwrite)
     else:
-        method = _method(method_name, sigma=sigma, site=site, strength=strength, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, template=template)
+        method = _method(
+            method_name,
+            sigma=sigma,
+            site=site,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            template=template,
+        )
         _glyphs(model, data)
         pipe = load_pipeline(model)
-        if dry_run: return _estimate(images, pipe, method, expansion, batch_size, output, finetune_steps)
+        if dry_run:
+            return _estimate(images, pipe, method, expansion, batch_size, output, finetune_steps)
         if finetune_steps:
             from dreamda.diffusion.finetune import finetune
-            pipe = finetune(pipe, images, finetune_steps, finetune_lr, template=method.template, seed=seed, cache=out.parent/f'{out.name}-finetuned', learn=learn, accumulate=accumulate)
-        if overwrite and _first_process() and (out/'run.json').exists(): [(out/f).unlink(missing_ok=True) for f in RESULTS]
-        made = expand(images, out, pipe, method, expansion, seed, batch_size, method_name, prompts=told, overwrite=overwrite, **output)
+
+            pipe = finetune(
+                pipe,
+                images,
+                finetune_steps,
+                finetune_lr,
+                template=method.template,
+                seed=seed,
+                cache=out.parent / f'{out.name}-finetuned',
+                learn=learn,
+                accumulate=accumulate,
+            )
+        if overwrite and _first_process() and (out / 'run.json').exists():
+            [(out / f).unlink(missing_ok=True) for f in RESULTS]
+        made = expand(
+            images,
+            out,
+            pipe,
+            method,
+            expansion,
+            seed,
+            batch_size,
+            method_name,
+            prompts=told,
+            overwrite=overwrite,
+            **output,
+        )
     _note(out, data, start, images=len(made))
-    _say(f'{out}: {len(made)} images made from {len(images)}. Next: dreamda label {data} {out}, or dreamda train {data} {out} model')
+    _say(
+        f'{out}: {len(made)} images made from {len(images)}. Next: dreamda label {data} {out}, or dreamda train {data} {out} model'
+    )
+
 
 def _estimate(images, pipe, method, expansion, batch_size, output, finetune_steps):
-    from dreamda.expansion.record import processes
     from dreamda.expansion.preview import estimate
-    if processes()[1] > 1: raise ValueError('--dry-run measures one process: call it by `dreamda expand`, and divide by the number of processes')
+    from dreamda.expansion.record import processes
+
+    if processes()[1] > 1:
+        raise ValueError(
+            '--dry-run measures one process: call it by `dreamda expand`, and divide by the number of processes'
+        )
     e = estimate(images, pipe, method, expansion, batch_size, **output)
-    _say(f'{e["images"]} images would take about {_duration(e["seconds"])} here and {e["bytes"]/2**20:.1f} MiB on disk, measured on {e["measured_images"]} images. Nothing was written.'
-         + (f' The {finetune_steps} steps of fine-tuning come on top.' if finetune_steps else ''))
+    _say(
+        f'{e["images"]} images would take about {_duration(e["seconds"])} here and {e["bytes"] / 2**20:.1f} MiB on disk, measured on {e["measured_images"]} images. Nothing was written.'
+        + (f' The {finetune_steps} steps of fine-tuning come on top.' if finetune_steps else '')
+    )
 
 # %% ../../nbs/7_app/02_cli.ipynb #0d623f92
-Labels = Annotated[Optional[str], _option('Who labels the synthetic images: inherit, soft, clip, amst, amst_no_consistency, amst_single_head, confidence or clip_filter.  [default: amst; train: as label did, or inherit]')]
-Tau = Annotated[Optional[float], _option('amst accepts below this uncertainty.  [default: 0.01]')]
-Threshold = Annotated[Optional[float], _option('confidence and clip_filter accept from this probability on.  [default: 0.5]')]
-Clip = Annotated[Optional[str], _option('The CLIP model of clip and clip_filter: tiny, a folder, or a name on the hub.  [default: tiny]')]
-Classifier = Annotated[Optional[str], _option('resnet_tiny, wrn_37_2 or any model of timm.  [default: resnet_tiny]')]
-Pretrained = Annotated[Optional[bool], _option("Start from timm's pretrained weights (downloaded).  [default: no]")]
-ImageSize = Annotated[Optional[int], _option('Side of the images that the classifier sees.  [default: that of the synthetic ones, at most 224]')]
-Updates = Annotated[Optional[int], _option('Optimizer steps of each training.  [default: 400]')]
-Policy = Annotated[Optional[str], _option('Classic augmentation beside the synthetic images: original, cutmix, random_erase, randaugment or strong.  [default: original]')]
-Fraction = Annotated[Optional[float], _option('Share of synthetic images in a batch.  [default: 0.5]', '--synthetic-fraction')]
-Mixing = Annotated[Optional[str], _option('How synthetic images are used: ratio, pool, replace or warmup.  [default: ratio]')]
-Flip = Annotated[Optional[bool], _option('Mirror images in training; not where that changes the class.  [default: yes]')]
-LR = Annotated[Optional[float], _option('Peak learning rate.  [default: 0.003]', '--lr')]
+Labels = Annotated[
+    str | None,
+    _option(
+        'Who labels the synthetic images: inherit, soft, clip, amst, amst_no_consistency, amst_single_head, confidence or clip_filter.  [default: amst; train: as label did, or inherit]'
+    ),
+]
+Tau = Annotated[float | None, _option('amst accepts below this uncertainty.  [default: 0.01]')]
+Threshold = Annotated[
+    float | None,
+    _option('confidence and clip_filter accept from this probability on.  [default: 0.5]'),
+]
+Clip = Annotated[
+    str | None,
+    _option(
+        'The CLIP model of clip and clip_filter: tiny, a folder, or a name on the hub.  [default: tiny]'
+    ),
+]
+Classifier = Annotated[
+    str | None, _option('resnet_tiny, wrn_37_2 or any model of timm.  [default: resnet_tiny]')
+]
+Pretrained = Annotated[
+    bool | None, _option("Start from timm's pretrained weights (downloaded).  [default: no]")
+]
+ImageSize = Annotated[
+    int | None,
+    _option(
+        'Side of the images that the classifier sees.  [default: that of the synthetic ones, at most 224]'
+    ),
+]
+Updates = Annotated[int | None, _option('Optimizer steps of each training.  [default: 400]')]
+Policy = Annotated[
+    str | None,
+    _option(
+        'Classic augmentation beside the synthetic images: original, cutmix, random_erase, randaugment or strong.  [default: original]'
+    ),
+]
+Fraction = Annotated[
+    float | None,
+    _option('Share of synthetic images in a batch.  [default: 0.5]', '--synthetic-fraction'),
+]
+Mixing = Annotated[
+    str | None,
+    _option('How synthetic images are used: ratio, pool, replace or warmup.  [default: ratio]'),
+]
+Flip = Annotated[
+    bool | None,
+    _option('Mirror images in training; not where that changes the class.  [default: yes]'),
+]
+LR = Annotated[float | None, _option('Peak learning rate.  [default: 0.003]', '--lr')]
 Seeds = Annotated[int, _option('Repeats, each with other folds and other weights.')]
-Workers = Annotated[Optional[int], _option('Processes.  [default: one per core, or one on a GPU]')]
+Workers = Annotated[int | None, _option('Processes.  [default: one per core, or one on a GPU]')]
 
-def _recipe(base, tau=None, threshold=None, clip=None, **given): # a `Recipe` with what was given
+
+def _recipe(base, tau=None, threshold=None, clip=None, **given):  # a `Recipe` with what was given
     from dataclasses import replace
+
     given = {k: v for k, v in given.items() if v is not None}
     r = replace(base, **given)
     own = {k: v for k, v in dict(tau=tau, threshold=threshold, clip=clip).items() if v is not None}
     fits = dict(tau='amst', threshold='confidence clip_filter', clip='clip')
-    if wrong := [k for k in own if not any(r.labels.startswith(n) for n in fits[k].split())]: raise ValueError(f'--{wrong[0]} means nothing to labels {r.labels!r}: it is for {fits[wrong[0]].replace(" ", " and ")}')
+    if wrong := [k for k in own if not any(r.labels.startswith(n) for n in fits[k].split())]:
+        raise ValueError(
+            f'--{wrong[0]} means nothing to labels {r.labels!r}: it is for {fits[wrong[0]].replace(" ", " and ")}'
+        )
     return replace(r, label_settings=(r.label_settings if r.labels == base.labels else {}) | own)
 
+
 @app.command()
-def label(data:Data, out:Out, labels:Labels = None, tau:Tau = None, threshold:Threshold = None, clip:Clip = None, classifier:Classifier = None, pretrained:Pretrained = None, image_size:ImageSize = None,
-          updates:Updates = None, policy:Policy = None, synthetic_fraction:Fraction = None, mixing:Mixing = None, flip:Flip = None, lr:LR = None, seed:Seed = 0,
-          dry_run:Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False, config:Config = None, debug:Debug = False):
+def label(
+    data: Data,
+    out: Out,
+    labels: Labels = None,
+    tau: Tau = None,
+    threshold: Threshold = None,
+    clip: Clip = None,
+    classifier: Classifier = None,
+    pretrained: Pretrained = None,
+    image_size: ImageSize = None,
+    updates: Updates = None,
+    policy: Policy = None,
+    synthetic_fraction: Fraction = None,
+    mixing: Mixing = None,
+    flip: Flip = None,
+    lr: LR = None,
+    seed: Seed = 0,
+    dry_run: Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False,
+    config: Config = None,
+    debug: Debug = False,
+):
     """Decide which label each synthetic image gets and whether it is used; writes OUT/labels.csv, and labels.svg to look at.
 
     \b
     Example:
       dreamda label photos/ out/ --labels amst --tau 0.03"""
+    from dreamda.classify.labelling import acceptance, audit
     from dreamda.experiments.crossval import (
         SYNTHETIC,
         Recipe,
@@ -202,34 +478,93 @@ def label(data:Data, out:Out, labels:Labels = None, tau:Tau = None, threshold:Th
         train_arm,
         training_seconds,
     )
-    from dreamda.classify.labelling import acceptance, audit
+
     _quiet()
     start, run = time.perf_counter(), load_run(data, out)
-    recipe = _recipe(Recipe(labels='amst'), tau, threshold, clip, labels=labels, classifier=classifier, pretrained=pretrained, image_size=image_size, updates=updates, policy=policy,
-                     synthetic_fraction=synthetic_fraction, mixing=mixing, flip=flip, lr=lr)
-    if dry_run: return _say(f'Labelling {len(run.made)} images would take about {_duration(training_seconds(run, recipe, (SYNTHETIC,)))} here. Nothing was written.')
-    _, table = train_arm(run, recipe, SYNTHETIC, run.given, run.made, seed, out/'labels.csv')
-    audit(table, run.given.classes, tau=recipe.label_settings.get('tau')).savefig(out/'labels.svg')
-    _write(out/'labels.json', recipe=recipe, seed=seed)
+    recipe = _recipe(
+        Recipe(labels='amst'),
+        tau,
+        threshold,
+        clip,
+        labels=labels,
+        classifier=classifier,
+        pretrained=pretrained,
+        image_size=image_size,
+        updates=updates,
+        policy=policy,
+        synthetic_fraction=synthetic_fraction,
+        mixing=mixing,
+        flip=flip,
+        lr=lr,
+    )
+    if dry_run:
+        return _say(
+            f'Labelling {len(run.made)} images would take about {_duration(training_seconds(run, recipe, (SYNTHETIC,)))} here. Nothing was written.'
+        )
+    _, table = train_arm(run, recipe, SYNTHETIC, run.given, run.made, seed, out / 'labels.csv')
+    audit(table, run.given.classes, tau=recipe.label_settings.get('tau')).savefig(
+        out / 'labels.svg'
+    )
+    _write(out / 'labels.json', recipe=recipe, seed=seed)
     _note(out, data, start)
-    changed = (table.label != table.seed_label)[table.accepted].mean() if table.accepted.any() else 0
-    if table.agreement.notna().all() and table.accepted.mean() < .2:
-        near = acceptance(table).assign(d=lambda c: (c.accepted - .5).abs()).sort_values('d').iloc[0]
-        _say(f'Few images are accepted; --tau {near.tau:.2g} would accept {near.accepted:.0%}, of these {near.kept:.0%} with the label of their seed.')
-    _say(f'{out/"labels.csv"}: {table.accepted.sum()} of {len(table)} images accepted by {recipe.labels}, {changed:.1%} of them with another label than their seed. Next: dreamda train {data} {out} model')
+    changed = (
+        (table.label != table.seed_label)[table.accepted].mean() if table.accepted.any() else 0
+    )
+    if table.agreement.notna().all() and table.accepted.mean() < 0.2:
+        near = (
+            acceptance(table).assign(d=lambda c: (c.accepted - 0.5).abs()).sort_values('d').iloc[0]
+        )
+        _say(
+            f'Few images are accepted; --tau {near.tau:.2g} would accept {near.accepted:.0%}, of these {near.kept:.0%} with the label of their seed.'
+        )
+    _say(
+        f'{out / "labels.csv"}: {table.accepted.sum()} of {len(table)} images accepted by {recipe.labels}, {changed:.1%} of them with another label than their seed. Next: dreamda train {data} {out} model'
+    )
+
 
 def _write(path, **facts):
     from dataclasses import asdict, is_dataclass
+
     from dreamda.data.images import write_whole
     from dreamda.measure.results import provenance
-    write_whole(path, lambda p: p.write_text(json.dumps(facts | provenance(), indent=1, default=lambda o: asdict(o) if is_dataclass(o) else str(o)), encoding='utf-8'))
+
+    write_whole(
+        path,
+        lambda p: p.write_text(
+            json.dumps(
+                facts | provenance(),
+                indent=1,
+                default=lambda o: asdict(o) if is_dataclass(o) else str(o),
+            ),
+            encoding='utf-8',
+        ),
+    )
 
 # %% ../../nbs/7_app/02_cli.ipynb #d253be46
 @app.command()
-def train(data:Data, out:Out, model:Annotated[Path, typer.Argument(help='The folder for the trained classifier.')], seeds:Seeds = 3,
-          labels:Labels = None, tau:Tau = None, threshold:Threshold = None, clip:Clip = None, classifier:Classifier = None, pretrained:Pretrained = None, image_size:ImageSize = None,
-          updates:Updates = None, policy:Policy = None, synthetic_fraction:Fraction = None, mixing:Mixing = None, flip:Flip = None, lr:LR = None, workers:Workers = None,
-          dry_run:Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False, config:Config = None, debug:Debug = False):
+def train(
+    data: Data,
+    out: Out,
+    model: Annotated[Path, typer.Argument(help='The folder for the trained classifier.')],
+    seeds: Seeds = 3,
+    labels: Labels = None,
+    tau: Tau = None,
+    threshold: Threshold = None,
+    clip: Clip = None,
+    classifier: Classifier = None,
+    pretrained: Pretrained = None,
+    image_size: ImageSize = None,
+    updates: Updates = None,
+    policy: Policy = None,
+    synthetic_fraction: Fraction = None,
+    mixing: Mixing = None,
+    flip: Flip = None,
+    lr: LR = None,
+    workers: Workers = None,
+    dry_run: Annotated[bool, _option('Only say what it will take.', '--dry-run')] = False,
+    config: Config = None,
+    debug: Debug = False,
+):
     """Say whether the synthetic images help, and train a classifier for use.
 
     With a part test/ the classifiers are tested on it; without one, by repeated cross-validation of the real images, in which no fold sees a variant of an image that it is tested on.
@@ -253,65 +588,156 @@ def train(data:Data, out:Out, model:Annotated[Path, typer.Argument(help='The fol
         trial_table,
     )
     from dreamda.measure.results import save_results, show, verdict
+
     _quiet()
     start, run = time.perf_counter(), load_run(data, out)
-    base = Recipe(**json.loads((out/'labels.json').read_text())['recipe']) if (out/'labels.json').exists() else Recipe()
-    recipe = _recipe(base, tau, threshold, clip, labels=labels, classifier=classifier, pretrained=pretrained, image_size=image_size, updates=updates, policy=policy,
-                     synthetic_fraction=synthetic_fraction, mixing=mixing, flip=flip, lr=lr)
+    base = (
+        Recipe(**json.loads((out / 'labels.json').read_text())['recipe'])
+        if (out / 'labels.json').exists()
+        else Recipe()
+    )
+    recipe = _recipe(
+        base,
+        tau,
+        threshold,
+        clip,
+        labels=labels,
+        classifier=classifier,
+        pretrained=pretrained,
+        image_size=image_size,
+        updates=updates,
+        policy=policy,
+        synthetic_fraction=synthetic_fraction,
+        mixing=mixing,
+        flip=flip,
+        lr=lr,
+    )
     k = fold_count(run)
     if dry_run:
         each = training_seconds(run, recipe)
-        return _say(f'{seeds*(k or 1)*len(ARMS)} trainings would take about {_duration(seeds*(k or 1)*each)} of one process here. Nothing was written.')
-    how = f'{k}-fold cross-validation of {len(run.given)} images' if k else f'{len(run.held)} test images'
-    _say(f'{seeds} times {how}; labels by {recipe.labels}' + ('' if (out/'labels.json').exists() or labels else ' (no `dreamda label` was run)'))
-    frame = evaluate(data, out, recipe, seeds, model/'trial', workers)
-    frame.to_csv(out/'predictions.csv', index=False)
+        return _say(
+            f'{seeds * (k or 1) * len(ARMS)} trainings would take about {_duration(seeds * (k or 1) * each)} of one process here. Nothing was written.'
+        )
+    how = (
+        f'{k}-fold cross-validation of {len(run.given)} images'
+        if k
+        else f'{len(run.held)} test images'
+    )
+    _say(
+        f'{seeds} times {how}; labels by {recipe.labels}'
+        + ('' if (out / 'labels.json').exists() or labels else ' (no `dreamda label` was run)')
+    )
+    frame = evaluate(data, out, recipe, seeds, model / 'trial', workers)
+    frame.to_csv(out / 'predictions.csv', index=False)
     table, helped = trial_table(frame), verdict(*estimate_gain(frame, SYNTHETIC, 'Original')[1:])
     answers = [say_verdict(frame), say_verdict(frame, 'RandAugment')]
     arm = 'Original' if helped == 'no' else SYNTHETIC
     final, _ = train_arm(run, recipe, arm, run.given, run.made)
-    save_classifier(plain(final), run.given.classes, model, arm=arm, trained_on=len(run.given) + (len(run.made) if arm == SYNTHETIC else 0))
-    save_results(out/'accuracy', table, recipe=recipe, seeds=seeds, folds=k, answers=answers, verdict=helped, real_images=len(run.given), test_images=len(run.held or run.given), synthetic_images=len(run.made), arm=arm)
+    save_classifier(
+        plain(final),
+        run.given.classes,
+        model,
+        arm=arm,
+        trained_on=len(run.given) + (len(run.made) if arm == SYNTHETIC else 0),
+    )
+    save_results(
+        out / 'accuracy',
+        table,
+        recipe=recipe,
+        seeds=seeds,
+        folds=k,
+        answers=answers,
+        verdict=helped,
+        real_images=len(run.given),
+        test_images=len(run.held or run.given),
+        synthetic_images=len(run.made),
+        arm=arm,
+    )
     _note(out, data, start)
     _say(f'\n{show(table).drop(columns="splits").to_string()}\n\n' + '\n'.join(answers))
-    _say(f'{model}: {recipe.classifier}, trained on all {len(run.given)} real images' + (f' and {len(run.made)} synthetic ones' if arm == SYNTHETIC else ' alone, as the synthetic ones hurt') + f'. Next: dreamda report {out}')
+    _say(
+        f'{model}: {recipe.classifier}, trained on all {len(run.given)} real images'
+        + (
+            f' and {len(run.made)} synthetic ones'
+            if arm == SYNTHETIC
+            else ' alone, as the synthetic ones hurt'
+        )
+        + f'. Next: dreamda report {out}'
+    )
 
 # %% ../../nbs/7_app/02_cli.ipynb #b464cc2d
 @app.command()
-def measure(data:Data, out:Out,
-            features:Annotated[str, _option('Of what the images are compared by: tiny, inception, a model of timm, or a CLIP model.')] = 'tiny',
-            clip:Annotated[str, _option('The CLIP model of the CLIP score: tiny, a folder, or a name on the hub.')] = 'tiny',
-            samples:Annotated[int, _option('Synthetic images looked at, at most.')] = 5000,
-            updates:Updates = None, classifier:Classifier = None, flip:Flip = None, workers:Workers = None, config:Config = None, debug:Debug = False):
+def measure(
+    data: Data,
+    out: Out,
+    features: Annotated[
+        str,
+        _option(
+            'Of what the images are compared by: tiny, inception, a model of timm, or a CLIP model.'
+        ),
+    ] = 'tiny',
+    clip: Annotated[
+        str, _option('The CLIP model of the CLIP score: tiny, a folder, or a name on the hub.')
+    ] = 'tiny',
+    samples: Annotated[int, _option('Synthetic images looked at, at most.')] = 5000,
+    updates: Updates = None,
+    classifier: Classifier = None,
+    flip: Flip = None,
+    workers: Workers = None,
+    config: Config = None,
+    debug: Debug = False,
+):
     """Measure the synthetic images: do they keep their label, how near are they to real ones, how varied, are there copies? Writes OUT/metrics.json.
 
     \b
     Example:
       dreamda measure photos/ out/ --features inception"""
     from dreamda.experiments.crossval import Recipe, measure_run
+
     _quiet()
     start = time.perf_counter()
-    found = measure_run(data, out, features, clip, _recipe(Recipe(), updates=updates, classifier=classifier, flip=flip), samples, workers=workers)
-    _write(out/'metrics.json', **found)
+    found = measure_run(
+        data,
+        out,
+        features,
+        clip,
+        _recipe(Recipe(), updates=updates, classifier=classifier, flip=flip),
+        samples,
+        workers=workers,
+    )
+    _write(out / 'metrics.json', **found)
     _note(out, data, start)
-    for name, value in found['values'].items(): _say(f'{name:28}{value:10.4f}')
-    for name, why in found['left_out'].items(): _say(f'{name:28}      left out: {why}')
-    _say(f'{out/"metrics.json"}: {found["synthetic_images"]} synthetic images beside {found["real_images"]} real ones ({found["beside"]}). Next: dreamda report {out}')
+    for name, value in found['values'].items():
+        _say(f'{name:28}{value:10.4f}')
+    for name, why in found['left_out'].items():
+        _say(f'{name:28}      left out: {why}')
+    _say(
+        f'{out / "metrics.json"}: {found["synthetic_images"]} synthetic images beside {found["real_images"]} real ones ({found["beside"]}). Next: dreamda report {out}'
+    )
+
 
 @app.command()
-def report(out:Out, output:Annotated[Optional[Path], _option('The page to write.  [default: OUT/report.html]')] = None,
-           data:Annotated[Optional[str], _option('The real images, if they were moved.')] = None, config:Config = None, debug:Debug = False):
+def report(
+    out: Out,
+    output: Annotated[
+        Path | None, _option('The page to write.  [default: OUT/report.html]')
+    ] = None,
+    data: Annotated[str | None, _option('The real images, if they were moved.')] = None,
+    config: Config = None,
+    debug: Debug = False,
+):
     """Everything on one page, to be opened in a browser: the verdict, pictures, measures, settings, cost.
 
     \b
     Example:
       dreamda report out/ --output report.html"""
     from dreamda.app.report import write_page
+
     _say(f'{write_page(out, output, data)}')
 
 # %% ../../nbs/7_app/02_cli.ipynb #2e22fae3
 @app.command()
-def models(debug:Debug = False):
+def models(debug: Debug = False):
     """Which models --model takes, and which of them are on this machine.
 
     \b
@@ -319,17 +745,32 @@ def models(debug:Debug = False):
       dreamda models"""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
-    _say('tiny                                          inside the package, 32x32, glyphs; Apache-2.0\n'
-         'stable-diffusion-v1-5/stable-diffusion-v1-5   512x512; CreativeML Open RAIL-M\n'
-         'stabilityai/stable-diffusion-xl-base-1.0      1024x1024; CreativeML Open RAIL++-M\n'
-         'FOLDER                                        written by save_pretrained, of a Stable Diffusion 1.x, 2.x or XL with .safetensors\n\nDownloaded:')
-    try: found = [f'{r.repo_id:46}{r.size_on_disk/2**30:.1f} GiB' for r in scan_cache_dir().repos if any(f.file_name == 'model_index.json' for v in r.revisions for f in v.files)]
-    except CacheNotFound: found = []
+
+    _say(
+        'tiny                                          inside the package, 32x32, glyphs; Apache-2.0\n'
+        'stable-diffusion-v1-5/stable-diffusion-v1-5   512x512; CreativeML Open RAIL-M\n'
+        'stabilityai/stable-diffusion-xl-base-1.0      1024x1024; CreativeML Open RAIL++-M\n'
+        'FOLDER                                        written by save_pretrained, of a Stable Diffusion 1.x, 2.x or XL with .safetensors\n\nDownloaded:'
+    )
+    try:
+        found = [
+            f'{r.repo_id:46}{r.size_on_disk / 2**30:.1f} GiB'
+            for r in scan_cache_dir().repos
+            if any(f.file_name == 'model_index.json' for v in r.revisions for f in v.files)
+        ]
+    except CacheNotFound:
+        found = []
     _say('\n'.join(found) or 'none; a name on the hub is downloaded when it is first used')
 
+
 @app.command()
-def datasets(name:Annotated[Optional[str], typer.Argument(help='One to write out.')] = None, folder:Annotated[Optional[Path], typer.Argument(help='Where to.')] = None,
-             per_class:Annotated[int, _option('Images of each class.')] = 5, seed:Seed = 0, debug:Debug = False):
+def datasets(
+    name: Annotated[str | None, typer.Argument(help='One to write out.')] = None,
+    folder: Annotated[Path | None, typer.Argument(help='Where to.')] = None,
+    per_class: Annotated[int, _option('Images of each class.')] = 5,
+    seed: Seed = 0,
+    debug: Debug = False,
+):
     """The public datasets that are known by name; or some images of one as a folder of photos, to try this program with.
 
     \b
@@ -338,36 +779,73 @@ def datasets(name:Annotated[Optional[str], typer.Argument(help='One to write out
       dreamda datasets digits photos/ --per-class 5"""
     from dreamda.data.datasets import NAMED, data_home
     from dreamda.data.images import load_data, scarce_split, write_folder
+
     if name is None:
         _say(f'{"digits":22}{1797:7} images, {10:3} classes, inside scikit-learn; CC BY 4.0')
-        for n, p in NAMED.items(): _say(f'{n:22}{sum(c or 0 for c in p.counts):7} images, {p.classes:3} classes, {"on this machine" if (data_home()/n).exists() else p.home}; {p.licence}')
+        for n, p in NAMED.items():
+            _say(
+                f'{n:22}{sum(c or 0 for c in p.counts):7} images, {p.classes:3} classes, {"on this machine" if (data_home() / n).exists() else p.home}; {p.licence}'
+            )
         return _say('hf:NAME                any image dataset of the Hugging Face hub')
-    if folder is None: raise ValueError(f'where to? dreamda datasets {name} FOLDER')
+    if folder is None:
+        raise ValueError(f'where to? dreamda datasets {name} FOLDER')
     given, _ = scarce_split(load_data(name), per_class, seed)
     write_folder(given, folder)
-    _say(f'{folder}: {len(given)} images of {len(given.classes)} classes. Next: dreamda expand {folder} out' + (name == 'digits')*'; to label, train and measure give --no-flip, as a mirrored digit is none')
+    _say(
+        f'{folder}: {len(given)} images of {len(given.classes)} classes. Next: dreamda expand {folder} out'
+        + (name == 'digits')
+        * '; to label, train and measure give --no-flip, as a mirrored digit is none'
+    )
 
 # %% ../../nbs/7_app/02_cli.ipynb #892f46ce
-GOES_ON = ('expand', 'train') # when called again; the others start anew
+GOES_ON = ('expand', 'train')  # when called again; the others start anew
+
 
 def main(
-    args:list[str]|None=None # None: the command line's
+    args: list[str] | None = None,  # None: the command line's
 ):
     "Run a command, and exit"
     args = sys.argv[1:] if args is None else args
-    debug, line = '--debug' in args, lambda e: ' '.join((e.format_message() if hasattr(e, 'format_message') else str(e)).replace('overwrite=True', '--overwrite').split())
-    warnings.showwarning = lambda message, *_: print(f'Warning: {" ".join(str(message).split())}', file=sys.stderr)
-    warnings.simplefilter('ignore', DeprecationWarning); warnings.simplefilter('ignore', FutureWarning)
-    try: code = app(args, prog_name='dreamda', standalone_mode=False)
-    except KeyboardInterrupt: code = 130
+    debug, line = (
+        '--debug' in args,
+        lambda e: ' '.join(
+            (e.format_message() if hasattr(e, 'format_message') else str(e))
+            .replace('overwrite=True', '--overwrite')
+            .split()
+        ),
+    )
+    warnings.showwarning = lambda message, *_: print(
+        f'Warning: {" ".join(str(message).split())}', file=sys.stderr
+    )
+    warnings.simplefilter('ignore', DeprecationWarning)
+    warnings.simplefilter('ignore', FutureWarning)
+    try:
+        code = app(args, prog_name='dreamda', standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
     except Exception as e:
-        if debug: raise
-        if type(e).__name__ == 'NoArgsIsHelpError': return print(line(e))
-        ours = isinstance(e, (ValueError, OSError, ImportError, FloatingPointError)) or hasattr(e, 'format_message')
-        print(f'Error: {line(e)}' if ours else f'Error: {type(e).__name__}: {line(e)} (--debug shows where)', file=sys.stderr)
+        if debug:
+            raise
+        if type(e).__name__ == 'NoArgsIsHelpError':
+            return print(line(e))
+        ours = isinstance(e, (ValueError, OSError, ImportError, FloatingPointError)) or hasattr(
+            e, 'format_message'
+        )
+        print(
+            f'Error: {line(e)}'
+            if ours
+            else f'Error: {type(e).__name__}: {line(e)} (--debug shows where)',
+            file=sys.stderr,
+        )
         code = 1
-    if code == 130: print('Stopped. The same command ' + ('goes on where it was.' if set(args) & set(GOES_ON) else 'starts anew.'), file=sys.stderr)
+    if code == 130:
+        print(
+            'Stopped. The same command '
+            + ('goes on where it was.' if set(args) & set(GOES_ON) else 'starts anew.'),
+            file=sys.stderr,
+        )
     sys.exit(code or 0)
 
 # %% ../../nbs/7_app/02_cli.ipynb #c70ad053
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -7,116 +7,280 @@ __all__ = ['CLASSES', 'VARIANTS', 'EACH', 'MEASURES', 'TEMPLATE_PAGE', 'picture'
            'write_page']
 
 # %% ../../nbs/7_app/03_report.ipynb #f47322b8
-import base64, io, json, shlex
+import base64
+import io
+import json
+import shlex
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from jinja2 import Environment
 from PIL import Image
+
 from ..data.images import Images, load_data, write_whole
-from ..experiments.crossval import SYNTHETIC, per_class
 from ..expansion.record import load_synthetic, read_metadata
+from ..experiments.crossval import SYNTHETIC, per_class
 
 # %% ../../nbs/7_app/03_report.ipynb #a49b2457
-CLASSES, VARIANTS, EACH = 12, 8, 12 # classes shown, variants of a seed, images of a kind
+CLASSES, VARIANTS, EACH = 12, 8, 12  # classes shown, variants of a seed, images of a kind
+
 
 def picture(
-    image:Image.Image|None, # RGB
-    side:int=96 # pixels, at most
-) -> str: # a data URI; '' for None
+    image: Image.Image | None,  # RGB
+    side: int = 96,  # pixels, at most
+) -> str:  # a data URI; '' for None
     "An image inside a page"
-    if image is None: return ''
+    if image is None:
+        return ''
     small, file = max(image.size) <= side, io.BytesIO()
-    if not small: image = image.copy(); image.thumbnail((side, side))
+    if not small:
+        image = image.copy()
+        image.thumbnail((side, side))
     image.save(file, **dict(format='PNG') if small else dict(format='JPEG', quality=80))
     return f'data:image/{"png" if small else "jpeg"};base64,{base64.b64encode(file.getvalue()).decode()}'
 
-def spread(n, count): return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int)).tolist() if n else [] # indices, evenly spread
+
+def spread(n, count):
+    return (
+        np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int)).tolist() if n else []
+    )  # indices, evenly spread
+
 
 class Album:
     "The pictures of a dataset by key; one that is not there or cannot be read is None"
-    def __init__(self, images:Images|None): self.images, self.at = images, {k: i for i, k in enumerate(images.keys)} if images else {}
-    def __call__(self, key:str) -> str:
-        try: return picture(self.images[self.at[key]][0])
-        except (KeyError, OSError, ValueError): return ''
+
+    def __init__(self, images: Images | None):
+        self.images, self.at = images, {k: i for i, k in enumerate(images.keys)} if images else {}
+
+    def __call__(self, key: str) -> str:
+        try:
+            return picture(self.images[self.at[key]][0])
+        except (KeyError, OSError, ValueError):
+            return ''
 
 # %% ../../nbs/7_app/03_report.ipynb #1ef9d9f2
-def _json(path): return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+def _json(path):
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
-def _real_images(out, data, history): # the album of the real images, as far as they are found
+
+def _real_images(out, data, history):  # the album of the real images, as far as they are found
     said = data or next((h['data'] for h in reversed(history) if h.get('data')), None)
-    try: return Album(load_data(said if data or said == 'digits' else Path(out)/said).train) if said else Album(None)
+    try:
+        return (
+            Album(load_data(said if data or said == 'digits' else Path(out) / said).train)
+            if said
+            else Album(None)
+        )
     except (OSError, ValueError):
-        if data: raise
+        if data:
+            raise
         return Album(None)
 
-def _seeds(lines, real, made): # rows of a seed and its variants, for some classes
+
+def _seeds(lines, real, made):  # rows of a seed and its variants, for some classes
     by = {}
-    for l in lines: by.setdefault(l['class'], {}).setdefault(l['seed_image'], []).append(l)
+    for l in lines:
+        by.setdefault(l['class'], {}).setdefault(l['seed_image'], []).append(l)
     names = sorted(by)
+
     def row(name):
         seed = next((s for s in by[name] if s in real.at), next(iter(by[name])))
-        return dict(name=name, seed=real(seed), prompt=by[name][seed][0]['prompt'], variants=[made(l['file_name']) for l in by[name][seed][:VARIANTS]])
+        return dict(
+            name=name,
+            seed=real(seed),
+            prompt=by[name][seed][0]['prompt'],
+            variants=[made(l['file_name']) for l in by[name][seed][:VARIANTS]],
+        )
+
     return [row(names[i]) for i in spread(len(names), CLASSES)], len(names)
 
-def _labels(path, made): # accepted, relabelled and rejected images, from the surest to the least sure
-    if not path.exists(): return None
-    t = pd.read_csv(path, dtype=dict(seed_label=str, label=str), keep_default_na=False, na_values=dict(agreement='', uncertainty=''))
-    if set(t.file_name) != set(made.at): return dict(stale=True)
-    changed = t.label != t.seed_label
-    kinds = {'accepted': t[t.accepted & ~changed], 'accepted with another label': t[t.accepted & changed], 'rejected': t[~t.accepted]}
-    def shown(k): return [dict(src=made(r.file_name), label=r.label, seed=r.seed_label, u=r.uncertainty) for r in k.sort_values('uncertainty').iloc[spread(len(k), EACH)].itertuples()]
-    return dict(kinds=[dict(name=n, count=len(k), images=shown(k)) for n, k in kinds.items()], total=len(t))
 
-def _accuracy(out): # the arms, with places on a common scale in percent; and the classes
-    record, table = _json(out/'accuracy.json'), out/'accuracy.csv'
-    if not record or not table.exists() or not (out/'predictions.csv').exists(): return None
+def _labels(
+    path, made
+):  # accepted, relabelled and rejected images, from the surest to the least sure
+    if not path.exists():
+        return None
+    t = pd.read_csv(
+        path,
+        dtype=dict(seed_label=str, label=str),
+        keep_default_na=False,
+        na_values=dict(agreement='', uncertainty=''),
+    )
+    if set(t.file_name) != set(made.at):
+        return dict(stale=True)
+    changed = t.label != t.seed_label
+    kinds = {
+        'accepted': t[t.accepted & ~changed],
+        'accepted with another label': t[t.accepted & changed],
+        'rejected': t[~t.accepted],
+    }
+
+    def shown(k):
+        return [
+            dict(src=made(r.file_name), label=r.label, seed=r.seed_label, u=r.uncertainty)
+            for r in k.sort_values('uncertainty').iloc[spread(len(k), EACH)].itertuples()
+        ]
+
+    return dict(
+        kinds=[dict(name=n, count=len(k), images=shown(k)) for n, k in kinds.items()], total=len(t)
+    )
+
+
+def _accuracy(out):  # the arms, with places on a common scale in percent; and the classes
+    record, table = _json(out / 'accuracy.json'), out / 'accuracy.csv'
+    if not record or not table.exists() or not (out / 'predictions.csv').exists():
+        return None
     t = pd.read_csv(table).set_index('method')
     low, high = np.nanmin(t[['low', 'accuracy']].values), np.nanmax(t[['high', 'accuracy']].values)
-    place = lambda v: 100*(v - low)/((high - low) or 1)
-    arms = [dict(name=m, value=r.accuracy, low=r.low, high=r.high, gain=r.gain, gain_low=r.gain_low, gain_high=r.gain_high, at=place(r.accuracy), left=place(r.low), right=place(r.high)) for m, r in t.iterrows()]
-    frame = pd.read_csv(out/'predictions.csv', dtype=dict(image=str, truth=str, predicted=str), keep_default_na=False)
-    classes = [dict(name=c, images=int(r['images']), original=r['Original'], classic=r['RandAugment'], synthetic=r[SYNTHETIC]) for c, r in per_class(frame).iterrows()]
+    place = lambda v: 100 * (v - low) / ((high - low) or 1)
+    arms = [
+        dict(
+            name=m,
+            value=r.accuracy,
+            low=r.low,
+            high=r.high,
+            gain=r.gain,
+            gain_low=r.gain_low,
+            gain_high=r.gain_high,
+            at=place(r.accuracy),
+            left=place(r.low),
+            right=place(r.high),
+        )
+        for m, r in t.iterrows()
+    ]
+    frame = pd.read_csv(
+        out / 'predictions.csv',
+        dtype=dict(image=str, truth=str, predicted=str),
+        keep_default_na=False,
+    )
+    classes = [
+        dict(
+            name=c,
+            images=int(r['images']),
+            original=r['Original'],
+            classic=r['RandAugment'],
+            synthetic=r[SYNTHETIC],
+        )
+        for c, r in per_class(frame).iterrows()
+    ]
     return dict(arms=arms, classes=classes, **record['settings'])
 
+
 def collect(
-    out:str|Path, # a folder written by `expand`
-    data:str|None=None # the real images; None: where history.jsonl says
-) -> dict: # what `TEMPLATE_PAGE` is filled with
+    out: str | Path,  # a folder written by `expand`
+    data: str | None = None,  # the real images; None: where history.jsonl says
+) -> dict:  # what `TEMPLATE_PAGE` is filled with
     "Everything that is known of a run. Raises `FileNotFoundError` if there is none"
     out = Path(out)
-    if (run := _json(out/'run.json')) is None: raise FileNotFoundError(f'{out} holds no run: make one first, with `dreamda expand photos/ {out}`')
+    if (run := _json(out / 'run.json')) is None:
+        raise FileNotFoundError(
+            f'{out} holds no run: make one first, with `dreamda expand photos/ {out}`'
+        )
     lines, classes = read_metadata(out), run['inputs']['classes']
-    history = [json.loads(l) for l in (out/'history.jsonl').read_text(encoding='utf-8').splitlines()] if (out/'history.jsonl').exists() else []
-    real, made, metrics = _real_images(out, data, history), Album(load_synthetic(out, classes)), _json(out/'metrics.json')
+    history = (
+        [json.loads(l) for l in (out / 'history.jsonl').read_text(encoding='utf-8').splitlines()]
+        if (out / 'history.jsonl').exists()
+        else []
+    )
+    real, made, metrics = (
+        _real_images(out, data, history),
+        Album(load_synthetic(out, classes)),
+        _json(out / 'metrics.json'),
+    )
     seeds, n = _seeds(lines, real, made)
-    for pair in (metrics or {}).get('nearest', []): pair.update(made=made(pair['file_name']), real=real(pair['image']))
-    wanted = run['inputs']['images']*run['run']['expansion']
-    told = dict(method=run['run']['method'], model=run['model']['name'], expansion=run['run']['expansion'], seed=run['run']['seed'], **{k: v for k, v in _flat(run['run']['settings']) if v is not None and v != []})
-    return dict(title=out.resolve().name, out=str(out), quoted=shlex.quote(str(out)), lines=len(lines), wanted=wanted, inputs=run['inputs'], seeds=seeds, classes=n, real_found=bool(real.at), labels=_labels(out/'labels.csv', made), label_record=_json(out/'labels.json'),
-                accuracy=_accuracy(out), metrics=metrics, measures=MEASURES, settings=told, finetuned=run['model'].get('finetuned'), history=history, versions=run['versions'], images=len(made.at),
-                seconds=sum(h['seconds'] for h in history), generation=sum(h['seconds'] for h in history if 'images' in h))
+    for pair in (metrics or {}).get('nearest', []):
+        pair.update(made=made(pair['file_name']), real=real(pair['image']))
+    wanted = run['inputs']['images'] * run['run']['expansion']
+    told = dict(
+        method=run['run']['method'],
+        model=run['model']['name'],
+        expansion=run['run']['expansion'],
+        seed=run['run']['seed'],
+        **{k: v for k, v in _flat(run['run']['settings']) if v is not None and v != []},
+    )
+    return dict(
+        title=out.resolve().name,
+        out=str(out),
+        quoted=shlex.quote(str(out)),
+        lines=len(lines),
+        wanted=wanted,
+        inputs=run['inputs'],
+        seeds=seeds,
+        classes=n,
+        real_found=bool(real.at),
+        labels=_labels(out / 'labels.csv', made),
+        label_record=_json(out / 'labels.json'),
+        accuracy=_accuracy(out),
+        metrics=metrics,
+        measures=MEASURES,
+        settings=told,
+        finetuned=run['model'].get('finetuned'),
+        history=history,
+        versions=run['versions'],
+        images=len(made.at),
+        seconds=sum(h['seconds'] for h in history),
+        generation=sum(h['seconds'] for h in history if 'images' in h),
+    )
 
-def _flat(d, name=''): # (name, value) of nested settings
-    for k, v in d.items(): yield from _flat(v, f'{k}.') if isinstance(v, dict) else [(name + k, v)]
+
+def _flat(d, name=''):  # (name, value) of nested settings
+    for k, v in d.items():
+        yield from _flat(v, f'{k}.') if isinstance(v, dict) else [(name + k, v)]
+
 
 MEASURES = dict(
-    label_preservation=('Label preservation', 'share of the synthetic images that a judge, which has not seen their seeds, gives their label; compare with the judge on real images'),
-    judge_accuracy=('The judge on real images', 'share of unseen real images that the judge gets right: about the best that label preservation can be'),
-    fid=('FID', 'distance of the means and covariances of features; 0 for equal ones, lower is nearer to the real images'),
+    label_preservation=(
+        'Label preservation',
+        'share of the synthetic images that a judge, which has not seen their seeds, gives their label; compare with the judge on real images',
+    ),
+    judge_accuracy=(
+        'The judge on real images',
+        'share of unseen real images that the judge gets right: about the best that label preservation can be',
+    ),
+    fid=(
+        'FID',
+        'distance of the means and covariances of features; 0 for equal ones, lower is nearer to the real images',
+    ),
     kid=('KID', 'another distance of features, fit for few images; about 0 when nothing differs'),
-    mmd=('MMD', 'a third, with a radial kernel; compare with its value between halves of the real images'),
+    mmd=(
+        'MMD',
+        'a third, with a radial kernel; compare with its value between halves of the real images',
+    ),
     mmd_between_real_halves=('MMD of real halves', 'what no difference looks like'),
-    precision=('Precision', 'share of the synthetic images that lie among real ones; low: strange images'),
-    recall=('Recall', 'share of the real images that lie among synthetic ones; low: something is missing'),
+    precision=(
+        'Precision',
+        'share of the synthetic images that lie among real ones; low: strange images',
+    ),
+    recall=(
+        'Recall',
+        'share of the real images that lie among synthetic ones; low: something is missing',
+    ),
     density=('Density', 'as precision, but not fooled by outliers; about 1 is good'),
     coverage=('Coverage', 'share of the real images with a synthetic one near by'),
     diversity=('Diversity', 'mean distance between variants of one seed; 0: all the same'),
-    diversity_of_real=('Diversity of real images', 'mean distance between real images of one class'),
+    diversity_of_real=(
+        'Diversity of real images',
+        'mean distance between real images of one class',
+    ),
     distance_to_seed=('Distance to the seed', 'how far a variant goes from its seed'),
-    clip_score=('CLIP score', 'how well an image fits its prompt, 0 to 100; for comparing runs, not for its value'),
-    nearest_is_seed=('Nearest is the seed', 'share of the synthetic images whose nearest real image is their own seed'),
-    distance_to_nearest_real=('Distance to the nearest real image', 'median; far below the next line: near-copies'),
-    distance_between_real=('The same among real images', 'median distance of a real image to the nearest other one'))
+    clip_score=(
+        'CLIP score',
+        'how well an image fits its prompt, 0 to 100; for comparing runs, not for its value',
+    ),
+    nearest_is_seed=(
+        'Nearest is the seed',
+        'share of the synthetic images whose nearest real image is their own seed',
+    ),
+    distance_to_nearest_real=(
+        'Distance to the nearest real image',
+        'median; far below the next line: near-copies',
+    ),
+    distance_between_real=(
+        'The same among real images',
+        'median distance of a real image to the nearest other one',
+    ),
+)
 
 # %% ../../nbs/7_app/03_report.ipynb #e2626542
 TEMPLATE_PAGE = '''<!doctype html>
@@ -205,15 +369,23 @@ h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code
 </main></body></html>
 '''
 
-def duration(s): return f'{s:.0f} s' if s < 100 else f'{s/60:.0f} min' if s < 6000 else f'{s/3600:.1f} h'
+
+def duration(s):
+    return f'{s:.0f} s' if s < 100 else f'{s / 60:.0f} min' if s < 6000 else f'{s / 3600:.1f} h'
+
 
 def write_page(
-    out:str|Path, # a folder written by `expand`
-    output:str|Path|None=None, # the page; None: report.html in `out`
-    data:str|None=None # see `collect`
-) -> Path: # of the page
+    out: str | Path,  # a folder written by `expand`
+    output: str | Path | None = None,  # the page; None: report.html in `out`
+    data: str | None = None,  # see `collect`
+) -> Path:  # of the page
     "Write the report of a run"
-    page, output = Environment(autoescape=True).from_string(TEMPLATE_PAGE).render(collect(out, data), duration=duration), Path(output or Path(out)/'report.html')
+    page, output = (
+        Environment(autoescape=True)
+        .from_string(TEMPLATE_PAGE)
+        .render(collect(out, data), duration=duration),
+        Path(output or Path(out) / 'report.html'),
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, lambda p: p.write_text(page, encoding='utf-8'))
     return output

@@ -7,13 +7,17 @@ __all__ = ['AMSTConfig', 'AMST', 'orthogonality', 'stage1_loss', 'mc_dropout', '
            'label_table', 'stage2', 'stage3_loss', 'first_updates', 'train_amst', 'plain']
 
 # %% ../../nbs/4_classify/06_amst.ipynb #cd2a8258
-import copy, warnings
+import copy
+import warnings
 from dataclasses import dataclass
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from .softmatch import SoftMatchWeight
 from dreamda.classify.training import (
     Views,
     amp,
@@ -27,245 +31,392 @@ from dreamda.classify.training import (
     transform_for,
 )
 from ..data.images import Images
-from .softmatch import SoftMatchWeight
 
 # %% ../../nbs/4_classify/06_amst.ipynb #45335be9
 @dataclass(frozen=True)
 class AMSTConfig:
     "The choices of self-training. From the paper: `tau`, `orthogonal`, `n_sigma`, `momentum`; all others are left open there"
-    stage1: float = .5 # share of all updates that stage 1 takes, between 0 and 1; stage 3 gets the others, so the total is that of plain training
-    dropout: float = .5 # before each head
-    multi_head: bool = True # False: the main head plays all parts, on both views
-    orthogonal: float = .001 # weight of the orthogonality of each pair
-    norm: str = 'mean' # 'mean' or 'sum' of the absolute entries
-    passes: int = 10 # of MC dropout
-    variance_of: str = 'predicted' # the probability of the predicted class; 'all': summed over the classes
-    tau: float = .01 # accepted below this uncertainty
-    own_view: bool = True # in stage 2 each pair sees the kind of view that it was trained on; False: all see the weak one
-    consistency: float = 1. # weight of the images in P_U; 0: these are not used
-    hard: bool = True # the target of consistency is the most probable class; False: all probabilities
-    strong: str = 'strong' # policy of the strong view; that of the weak one is that of the training
-    momentum: float = .999 # of the moving averages of SoftMatch
-    n_sigma: float = 2. # of SoftMatch
-    estimate: str = 'before' # of SoftMatch
-    rounds: int = 1 # of stages 2 and 3
-    auxiliary: bool = False # go on training the auxiliary heads in stage 3, on P_L; needed for more than one round
-    restart: bool = False # stage 3 starts from the model's first weights; False: from those of stage 1
+
+    stage1: float = 0.5  # share of all updates that stage 1 takes, between 0 and 1; stage 3 gets the others, so the total is that of plain training
+    dropout: float = 0.5  # before each head
+    multi_head: bool = True  # False: the main head plays all parts, on both views
+    orthogonal: float = 0.001  # weight of the orthogonality of each pair
+    norm: str = 'mean'  # 'mean' or 'sum' of the absolute entries
+    passes: int = 10  # of MC dropout
+    variance_of: str = (
+        'predicted'  # the probability of the predicted class; 'all': summed over the classes
+    )
+    tau: float = 0.01  # accepted below this uncertainty
+    own_view: bool = True  # in stage 2 each pair sees the kind of view that it was trained on; False: all see the weak one
+    consistency: float = 1.0  # weight of the images in P_U; 0: these are not used
+    hard: bool = (
+        True  # the target of consistency is the most probable class; False: all probabilities
+    )
+    strong: str = (
+        'strong'  # policy of the strong view; that of the weak one is that of the training
+    )
+    momentum: float = 0.999  # of the moving averages of SoftMatch
+    n_sigma: float = 2.0  # of SoftMatch
+    estimate: str = 'before'  # of SoftMatch
+    rounds: int = 1  # of stages 2 and 3
+    auxiliary: bool = False  # go on training the auxiliary heads in stage 3, on P_L; needed for more than one round
+    restart: bool = (
+        False  # stage 3 starts from the model's first weights; False: from those of stage 1
+    )
 
 # %% ../../nbs/4_classify/06_amst.ipynb #4ebbeb7c
 class AMST(nn.Module):
     "A timm backbone with two heads for weakly and two for strongly augmented images, and a main one; images (B,3,H,W) -> logits (B,C) of the main head"
-    def __init__(self,
-        backbone:nn.Module, # from `create_classifier`; its head is taken off
-        dropout:float=.5, # before each head
-        multi_head:bool=True, # False: no auxiliary heads
-        seed:int=0 # of the heads' weights
+
+    def __init__(
+        self,
+        backbone: nn.Module,  # from `create_classifier`; its head is taken off
+        dropout: float = 0.5,  # before each head
+        multi_head: bool = True,  # False: no auxiliary heads
+        seed: int = 0,  # of the heads' weights
     ):
         super().__init__()
         self.num_classes, self.pretrained_cfg = backbone.num_classes, backbone.pretrained_cfg
         backbone.reset_classifier(0)
-        self.backbone, width = backbone, getattr(backbone, 'head_hidden_size', None) or backbone.num_features
+        self.backbone, width = (
+            backbone,
+            getattr(backbone, 'head_hidden_size', None) or backbone.num_features,
+        )
         head = lambda: nn.Sequential(nn.Dropout(dropout), nn.Linear(width, self.num_classes))
-        with seeded(seed): self.main, self.weak, self.strong = head(), *(nn.ModuleList([head(), head()] if multi_head else []) for _ in range(2))
-    def forward(self, x): return self.main(self.backbone(x))
+        with seeded(seed):
+            self.main, self.weak, self.strong = (
+                head(),
+                *(nn.ModuleList([head(), head()] if multi_head else []) for _ in range(2)),
+            )
+
+    def forward(self, x):
+        return self.main(self.backbone(x))
+
     @property
-    def pairs(self): return (self.weak, self.strong) if len(self.weak) else ([self.main], [self.main])
+    def pairs(self):
+        return (self.weak, self.strong) if len(self.weak) else ([self.main], [self.main])
 
 # %% ../../nbs/4_classify/06_amst.ipynb #0e48fe97
 def orthogonality(
-    w1:Tensor, # (C,D) weights of a linear head, as torch keeps them
-    w2:Tensor, # (C,D) of the other head of the pair
-    norm:str='mean' # 'mean' or 'sum' of the absolute entries
-) -> Tensor: # scalar; 0 if each class vector of one head is orthogonal to all of the other
+    w1: Tensor,  # (C,D) weights of a linear head, as torch keeps them
+    w2: Tensor,  # (C,D) of the other head of the pair
+    norm: str = 'mean',  # 'mean' or 'sum' of the absolute entries
+) -> Tensor:  # scalar; 0 if each class vector of one head is orthogonal to all of the other
     "|W1^T W2|, with classes as columns"
-    if norm not in ('mean', 'sum'): raise ValueError(f"norm is {norm!r}: 'mean' or 'sum'")
+    if norm not in ('mean', 'sum'):
+        raise ValueError(f"norm is {norm!r}: 'mean' or 'sum'")
     return getattr((w1 @ w2.T).abs(), norm)()
 
+
 def stage1_loss(
-    model:AMST,
-    weak:Tensor, # (B,3,H,W), normalised
-    strong:Tensor, # the same images
-    y:Tensor, # (B,) classes
-    orthogonal:float=.001, # weight of the orthogonality
-    norm:str='mean' # see `orthogonality`
-) -> Tensor: # scalar
+    model: AMST,
+    weak: Tensor,  # (B,3,H,W), normalised
+    strong: Tensor,  # the same images
+    y: Tensor,  # (B,) classes
+    orthogonal: float = 0.001,  # weight of the orthogonality
+    norm: str = 'mean',  # see `orthogonality`
+) -> Tensor:  # scalar
     "Cross entropy of the auxiliary heads, each on its kind of view, and the orthogonality of each pair. One pass of the backbone"
-    views, loss = model.backbone(torch.cat([weak, strong])).chunk(2), 0.
+    views, loss = model.backbone(torch.cat([weak, strong])).chunk(2), 0.0
     for heads, f in zip(model.pairs, views):
         loss = loss + sum(F.cross_entropy(h(f).float(), y) for h in heads)
-        if len(heads) == 2: loss = loss + orthogonal*orthogonality(heads[0][1].weight, heads[1][1].weight, norm)
+        if len(heads) == 2:
+            loss = loss + orthogonal * orthogonality(heads[0][1].weight, heads[1][1].weight, norm)
     return loss
 
 # %% ../../nbs/4_classify/06_amst.ipynb #9e9d052f
 def mc_dropout(
-    head:nn.Module, # dropout and linear layer
-    features:Tensor, # (N,D)
-    passes:int=10 # at least 2
-) -> Tensor: # (passes,N,C) probabilities
+    head: nn.Module,  # dropout and linear layer
+    features: Tensor,  # (N,D)
+    passes: int = 10,  # at least 2
+) -> Tensor:  # (passes,N,C) probabilities
     "What a head says with dropout on, several times"
     was = head.training
     head.train()
-    try: return torch.stack([head(features).softmax(1) for _ in range(passes)])
-    finally: head.train(was)
+    try:
+        return torch.stack([head(features).softmax(1) for _ in range(passes)])
+    finally:
+        head.train(was)
+
 
 def uncertainty(
-    probs:Tensor, # (passes,N,C), from `mc_dropout`
-    predicted:Tensor, # (N,) classes
-    variance_of:str='predicted' # the probability of the predicted class; 'all': summed over the classes
-) -> Tensor: # (N,), 0 to about .25
+    probs: Tensor,  # (passes,N,C), from `mc_dropout`
+    predicted: Tensor,  # (N,) classes
+    variance_of: str = 'predicted',  # the probability of the predicted class; 'all': summed over the classes
+) -> Tensor:  # (N,), 0 to about .25
     "The variance over the passes (unbiased)"
-    if variance_of not in ('predicted', 'all'): raise ValueError(f"variance_of is {variance_of!r}: 'predicted' or 'all'")
+    if variance_of not in ('predicted', 'all'):
+        raise ValueError(f"variance_of is {variance_of!r}: 'predicted' or 'all'")
     variance = probs.var(0)
     return variance.sum(1) if variance_of == 'all' else variance.gather(1, predicted[:, None])[:, 0]
 
+
 def accept(
-    predicted:Tensor, # (heads,N) classes
-    uncertain:Tensor, # (heads,N), from `uncertainty`
-    tau:float=.01 # 0 accepts none
-) -> Tensor: # bool (N,)
+    predicted: Tensor,  # (heads,N) classes
+    uncertain: Tensor,  # (heads,N), from `uncertainty`
+    tau: float = 0.01,  # 0 accepts none
+) -> Tensor:  # bool (N,)
     "Where all heads agree and the least certain one is certain enough"
     return (predicted == predicted[0]).all(0) & (uncertain.amax(0) < tau)
 
+
 def partition(
-    n_real:int, # real images; indices 0..n_real-1
-    accepted:Tensor # bool (M,), of the synthetic images; the indices that follow
-) -> tuple[list[int], list[int]]: # P_L, P_U
+    n_real: int,  # real images; indices 0..n_real-1
+    accepted: Tensor,  # bool (M,), of the synthetic images; the indices that follow
+) -> tuple[list[int], list[int]]:  # P_L, P_U
     "The labelled set, with all real images, and the unlabelled one"
     synthetic = [n_real + i for i in range(len(accepted))]
-    return [*range(n_real), *(i for i, a in zip(synthetic, accepted) if a)], [i for i, a in zip(synthetic, accepted) if not a]
+    return [*range(n_real), *(i for i, a in zip(synthetic, accepted) if a)], [
+        i for i, a in zip(synthetic, accepted) if not a
+    ]
 
 # %% ../../nbs/4_classify/06_amst.ipynb #c08b0ec8
 def label_table(
-    images:Images, # N synthetic images, labelled as their seeds
-    labels:list[int], # indices into `classes`
-    classes:list[str], # of the real images
-    accepted=True, # bool, or N of them
-    agreement=float('nan'), # number, or N of them, 0 to 1; NaN: not measured
-    uncertainty=float('nan') # number, or N of them; NaN: not measured
-) -> pd.DataFrame: # columns file_name, seed_label, label, accepted, agreement, uncertainty
+    images: Images,  # N synthetic images, labelled as their seeds
+    labels: list[int],  # indices into `classes`
+    classes: list[str],  # of the real images
+    accepted=True,  # bool, or N of them
+    agreement=float('nan'),  # number, or N of them, 0 to 1; NaN: not measured
+    uncertainty=float('nan'),  # number, or N of them; NaN: not measured
+) -> pd.DataFrame:  # columns file_name, seed_label, label, accepted, agreement, uncertainty
     "What `labels.csv` holds; labels are the classes' names"
-    return pd.DataFrame(dict(file_name=images.keys, seed_label=[images.classes[t] for t in images.targets], label=[classes[int(t)] for t in labels],
-                             accepted=accepted, agreement=agreement, uncertainty=uncertainty))
+    return pd.DataFrame(
+        dict(
+            file_name=images.keys,
+            seed_label=[images.classes[t] for t in images.targets],
+            label=[classes[int(t)] for t in labels],
+            accepted=accepted,
+            agreement=agreement,
+            uncertainty=uncertainty,
+        )
+    )
+
 
 @torch.no_grad()
 def stage2(
-    model:AMST, # in eval mode
-    data:Views, # of real, then synthetic images
-    synthetic:Images, # the latter
-    classes:list[str], # of the real images
-    config:AMSTConfig=AMSTConfig(),
-    seed:int=0, # of views and dropout
-    num_workers:int|None=None # that augment; see `train_loop`
-) -> pd.DataFrame: # see `label_table`
+    model: AMST,  # in eval mode
+    data: Views,  # of real, then synthetic images
+    synthetic: Images,  # the latter
+    classes: list[str],  # of the real images
+    config: AMSTConfig = AMSTConfig(),
+    seed: int = 0,  # of views and dropout
+    num_workers: int | None = None,  # that augment; see `train_loop`
+) -> pd.DataFrame:  # see `label_table`
     "Labels of the synthetic images. One pass of the backbone for each view"
     views, device, n = [[], []], next(model.parameters()).device, len(synthetic)
     data.both = True
     with seeded(seed):
-        for weak, strong, _ in load_batches(data, [i.tolist() for i in torch.arange(len(data) - n, len(data)).split(256)], device, num_workers):
+        for weak, strong, _ in load_batches(
+            data,
+            [i.tolist() for i in torch.arange(len(data) - n, len(data)).split(256)],
+            device,
+            num_workers,
+        ):
             for f, x in zip(views, (weak, strong if config.own_view else weak)):
-                with amp(device): f.append(model.backbone(x).float())
-        heads = [(h, f) for pair, f in zip(model.pairs, (torch.cat(f) for f in views)) for h in pair]
+                with amp(device):
+                    f.append(model.backbone(x).float())
+        heads = [
+            (h, f) for pair, f in zip(model.pairs, (torch.cat(f) for f in views)) for h in pair
+        ]
         probs = torch.stack([h(f).softmax(1) for h, f in heads])
-        u = torch.stack([uncertainty(mc_dropout(h, f, config.passes), p.argmax(1), config.variance_of) for (h, f), p in zip(heads, probs)])
+        u = torch.stack(
+            [
+                uncertainty(mc_dropout(h, f, config.passes), p.argmax(1), config.variance_of)
+                for (h, f), p in zip(heads, probs)
+            ]
+        )
     predicted, label = probs.argmax(2), probs.mean(0).argmax(1)
-    return label_table(synthetic, label.tolist(), classes, accept(predicted, u, config.tau).cpu().numpy(), (predicted == label).float().mean(0).cpu().numpy(), u.amax(0).cpu().numpy())
+    return label_table(
+        synthetic,
+        label.tolist(),
+        classes,
+        accept(predicted, u, config.tau).cpu().numpy(),
+        (predicted == label).float().mean(0).cpu().numpy(),
+        u.amax(0).cpu().numpy(),
+    )
 
 # %% ../../nbs/4_classify/06_amst.ipynb #73ea1fb5
 def stage3_loss(
-    logits:Tensor, # (B,C) of the main head: for labelled images of the weak view, for the others of the strong one
-    y:Tensor, # (B,) classes; -1: unlabelled
-    probs:Tensor, # (U,C) of the weak views of the unlabelled ones
-    weight:Tensor, # (U,), from `SoftMatchWeight`
-    consistency:float=1., # weight of the unlabelled images
-    hard:bool=True # False: the target is `probs`
-) -> Tensor: # scalar
+    logits: Tensor,  # (B,C) of the main head: for labelled images of the weak view, for the others of the strong one
+    y: Tensor,  # (B,) classes; -1: unlabelled
+    probs: Tensor,  # (U,C) of the weak views of the unlabelled ones
+    weight: Tensor,  # (U,), from `SoftMatchWeight`
+    consistency: float = 1.0,  # weight of the unlabelled images
+    hard: bool = True,  # False: the target is `probs`
+) -> Tensor:  # scalar
     "Cross entropy of P_L and weighted consistency of P_U, over all images"
-    unlabelled = F.cross_entropy(logits[y < 0], probs.argmax(1) if hard else probs, reduction='none')
-    return (F.cross_entropy(logits, y, ignore_index=-1, reduction='sum') + consistency*(weight*unlabelled).sum())/len(y)
+    unlabelled = F.cross_entropy(
+        logits[y < 0], probs.argmax(1) if hard else probs, reduction='none'
+    )
+    return (
+        F.cross_entropy(logits, y, ignore_index=-1, reduction='sum')
+        + consistency * (weight * unlabelled).sum()
+    ) / len(y)
 
 # %% ../../nbs/4_classify/06_amst.ipynb #98dd2aee
 def _stage3(model, data, plan, config, weights, **training):
     def loss(weak, strong, y):
         unlabelled, known = y < 0, y >= 0
         if some := bool(unlabelled.any()):
-            with torch.no_grad(): p = model.eval()(weak[unlabelled]).float().softmax(1)
+            with torch.no_grad():
+                p = model.eval()(weak[unlabelled]).float().softmax(1)
             model.train()
         x = weak.clone()
         x[unlabelled] = strong[unlabelled] if data.both else strong
         logits = model(x).float()
         p = p if some else logits.detach()[:0]
         value = stage3_loss(logits, y, p, weights(p)[0], config.consistency, config.hard)
-        return value + stage1_loss(model, weak[known], strong[known], y[known], config.orthogonal, config.norm) if config.auxiliary and known.any() else value
+        return (
+            value
+            + stage1_loss(
+                model, weak[known], strong[known], y[known], config.orthogonal, config.norm
+            )
+            if config.auxiliary and known.any()
+            else value
+        )
+
     data.both = config.auxiliary
     optimize(model, loss, data, plan, **training)
 
-def _warn(table, config): # about a rule that decides nothing
-    share, middle = table.accepted.mean(), f'the median uncertainty is {table.uncertainty.median():.3g}, all heads agree on {(table.agreement == 1).mean():.0%}'
-    if share == 0: warnings.warn(f'tau = {config.tau:g} accepts none of {len(table)} synthetic images, so they are all used as unlabelled ones; {middle}: raise tau, or train stage 1 for longer')
-    if share == 1: warnings.warn(f'tau = {config.tau:g} accepts all of {len(table)} synthetic images, so there is no unlabelled set; {middle}: lower tau')
+
+def _warn(table, config):  # about a rule that decides nothing
+    share, middle = (
+        table.accepted.mean(),
+        f'the median uncertainty is {table.uncertainty.median():.3g}, all heads agree on {(table.agreement == 1).mean():.0%}',
+    )
+    if share == 0:
+        warnings.warn(
+            f'tau = {config.tau:g} accepts none of {len(table)} synthetic images, so they are all used as unlabelled ones; {middle}: raise tau, or train stage 1 for longer'
+        )
+    if share == 1:
+        warnings.warn(
+            f'tau = {config.tau:g} accepts all of {len(table)} synthetic images, so there is no unlabelled set; {middle}: lower tau'
+        )
+
 
 def first_updates(
-    updates:int, # of all stages
-    stage1:float # share of the first
+    updates: int,  # of all stages
+    stage1: float,  # share of the first
 ) -> int:
     "The updates of a first stage on real images. Raises `ValueError` if none is left for it or for the others"
-    if not 0 < (first := round(updates*stage1)) < updates: raise ValueError(f'stage1 is {stage1}: of {updates} updates stage 1 would get {first}; give a share that leaves some to each stage')
+    if not 0 < (first := round(updates * stage1)) < updates:
+        raise ValueError(
+            f'stage1 is {stage1}: of {updates} updates stage 1 would get {first}; give a share that leaves some to each stage'
+        )
     return first
 
-def _check(config, policy): # settings that cannot work
-    if policy == 'cutmix': raise ValueError("policy is 'cutmix', which mixes images and their labels; self-training needs one of single images, such as 'original'")
-    if config.passes < 2: raise ValueError(f'passes is {config.passes}: a variance needs at least 2')
-    if config.rounds > 1 and not config.auxiliary: raise ValueError(f'rounds is {config.rounds}: the heads that label would be those of the first round; give auxiliary=True too')
+
+def _check(config, policy):  # settings that cannot work
+    if policy == 'cutmix':
+        raise ValueError(
+            "policy is 'cutmix', which mixes images and their labels; self-training needs one of single images, such as 'original'"
+        )
+    if config.passes < 2:
+        raise ValueError(f'passes is {config.passes}: a variance needs at least 2')
+    if config.rounds > 1 and not config.auxiliary:
+        raise ValueError(
+            f'rounds is {config.rounds}: the heads that label would be those of the first round; give auxiliary=True too'
+        )
+
 
 def train_amst(
-    model:nn.Module, # from `create_classifier`; becomes the backbone
-    real:Images, # labelled
-    synthetic:Images, # labelled as their seeds, which is noted but not used
-    config:AMSTConfig=AMSTConfig(),
+    model: nn.Module,  # from `create_classifier`; becomes the backbone
+    real: Images,  # labelled
+    synthetic: Images,  # labelled as their seeds, which is noted but not used
+    config: AMSTConfig = AMSTConfig(),
     *,
-    policy:str='original', # of the weak view; see `train_transform`
-    updates:int=400, # of stages 1 and 3 together
-    batch_size:int=64, # images through the backbone in each update, with gradient
-    synthetic_fraction:float=.5, # see `batches`; of stage 3
-    mixing:str='ratio', # see `batches`; of stage 3
-    origins:list[int]|None=None, # see `batches`
-    flip:bool=True, # see `train_transform`
-    scale:tuple=(.6, 1.), # see `train_transform`
-    seed:int=0, # of all draws but the backbone's weights
-    lr:float=3e-3, # see `optimize`
-    weight_decay:float=.05, # see `optimize`
-    device:str|None=None, # None: a GPU if there is one
-    num_workers:int|None=None # see `train_loop`
-) -> tuple[AMST, pd.DataFrame]: # in eval mode; the labels, of the last round
+    policy: str = 'original',  # of the weak view; see `train_transform`
+    updates: int = 400,  # of stages 1 and 3 together
+    batch_size: int = 64,  # images through the backbone in each update, with gradient
+    synthetic_fraction: float = 0.5,  # see `batches`; of stage 3
+    mixing: str = 'ratio',  # see `batches`; of stage 3
+    origins: list[int] | None = None,  # see `batches`
+    flip: bool = True,  # see `train_transform`
+    scale: tuple = (0.6, 1.0),  # see `train_transform`
+    seed: int = 0,  # of all draws but the backbone's weights
+    lr: float = 3e-3,  # see `optimize`
+    weight_decay: float = 0.05,  # see `optimize`
+    device: str | None = None,  # None: a GPU if there is one
+    num_workers: int | None = None,  # see `train_loop`
+) -> tuple[AMST, pd.DataFrame]:  # in eval mode; the labels, of the last round
     "Asymmetric multi-head self-training. Raises `FloatingPointError` as `optimize` does, `ValueError` for settings that cannot work; warns if no or all synthetic images are accepted"
-    first, n, m, classes = first_updates(updates, config.stage1), len(real), len(synthetic), real.classes
-    _check(config, policy); check_outputs(model, classes); targets_as(synthetic, classes)
-    size, training = resolve_model_data_config(model)['input_size'][-1], dict(lr=lr, weight_decay=weight_decay, device=device, num_workers=num_workers)
-    data = Views([real, synthetic], real.targets + [-1]*m, size, *(transform_for(model, p, size, flip=flip, scale=scale) for p in (policy, config.strong)))
+    first, n, m, classes = (
+        first_updates(updates, config.stage1),
+        len(real),
+        len(synthetic),
+        real.classes,
+    )
+    _check(config, policy)
+    check_outputs(model, classes)
+    targets_as(synthetic, classes)
+    size, training = (
+        resolve_model_data_config(model)['input_size'][-1],
+        dict(lr=lr, weight_decay=weight_decay, device=device, num_workers=num_workers),
+    )
+    data = Views(
+        [real, synthetic],
+        real.targets + [-1] * m,
+        size,
+        *(transform_for(model, p, size, flip=flip, scale=scale) for p in (policy, config.strong)),
+    )
     model = AMST(model, config.dropout, config.multi_head, seed)
     start, data.both = copy.deepcopy(model.state_dict()) if config.restart else None, True
-    optimize(model, lambda weak, strong, y: stage1_loss(model, weak, strong, y, config.orthogonal, config.norm), data, batches(n, 0, first, max(1, batch_size//2), seed=seed), seed=seed, **training)
-    weights = SoftMatchWeight(len(classes), config.momentum, config.n_sigma, config.estimate).to(training_device(device))
+    optimize(
+        model,
+        lambda weak, strong, y: stage1_loss(model, weak, strong, y, config.orthogonal, config.norm),
+        data,
+        batches(n, 0, first, max(1, batch_size // 2), seed=seed),
+        seed=seed,
+        **training,
+    )
+    weights = SoftMatchWeight(len(classes), config.momentum, config.n_sigma, config.estimate).to(
+        training_device(device)
+    )
     for r in range(config.rounds):
         table = stage2(model, data, synthetic, classes, config, seed + r, num_workers)
         _warn(table, config)
         labelled, unlabelled = partition(n, table.accepted)
-        data.targets[n:] = torch.tensor([classes.index(l) if a else -1 for l, a in zip(table.label, table.accepted)])
-        used = [*range(n, n + m)] if config.consistency else labelled[n:]                     # without consistency nothing is to be learnt from P_U
-        part = (updates - first)*(r + 1)//config.rounds - (updates - first)*r//config.rounds
-        plan = batches(n, len(used), part, batch_size, synthetic_fraction, seed + r, mixing, [origins[i - n] for i in used] if origins else None)
-        if config.restart: model.load_state_dict(start)
-        _stage3(model, data, [[i if i < n else used[i - n] for i in b] for b in plan], config, weights, seed=seed + 1 + r, **training)
+        data.targets[n:] = torch.tensor(
+            [classes.index(l) if a else -1 for l, a in zip(table.label, table.accepted)]
+        )
+        used = (
+            [*range(n, n + m)] if config.consistency else labelled[n:]
+        )  # without consistency nothing is to be learnt from P_U
+        part = (updates - first) * (r + 1) // config.rounds - (updates - first) * r // config.rounds
+        plan = batches(
+            n,
+            len(used),
+            part,
+            batch_size,
+            synthetic_fraction,
+            seed + r,
+            mixing,
+            [origins[i - n] for i in used] if origins else None,
+        )
+        if config.restart:
+            model.load_state_dict(start)
+        _stage3(
+            model,
+            data,
+            [[i if i < n else used[i - n] for i in b] for b in plan],
+            config,
+            weights,
+            seed=seed + 1 + r,
+            **training,
+        )
     return model, table
 
 # %% ../../nbs/4_classify/06_amst.ipynb #2a834e7d
 def plain(
-    model:nn.Module # an `AMST` after training, or any other
-) -> nn.Module: # a classifier as `create_classifier` makes it, with the same outputs in eval mode; the backbone is that of `model`
+    model: nn.Module,  # an `AMST` after training, or any other
+) -> nn.Module:  # a classifier as `create_classifier` makes it, with the same outputs in eval mode; the backbone is that of `model`
     "The backbone with the main head as its own; any other model is returned as it is"
-    if not isinstance(model, AMST): return model
+    if not isinstance(model, AMST):
+        return model
     backbone, head = model.backbone, model.main[1]
     backbone.reset_classifier(model.num_classes)
     own = backbone.get_classifier().to(head.weight.device)
-    own.load_state_dict({n: v.view_as(own.state_dict()[n]) for n, v in head.state_dict().items()}) # of some it is a convolution with a 1x1 kernel
+    own.load_state_dict(
+        {n: v.view_as(own.state_dict()[n]) for n, v in head.state_dict().items()}
+    )  # of some it is a convolution with a 1x1 kernel
     return backbone.eval()

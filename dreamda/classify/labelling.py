@@ -12,9 +12,15 @@ import warnings
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+
 from .amst import AMSTConfig, first_updates, label_table, train_amst
 from dreamda.classify.training import (
     Augmented,
@@ -28,193 +34,354 @@ from dreamda.classify.training import (
     transform_for,
 )
 from ..data.images import Images, stack, write_whole
-from ..measure.metrics import extract
 from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
+from ..measure.metrics import extract
 from ..measure.results import grid
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #b26e6ad8
 def relabelled(
-    images:Images, # N synthetic images
-    table:pd.DataFrame, # from `label_table`, N rows
-    classes:list[str] # of the real images
-) -> Images: # the accepted ones, with the table's labels
+    images: Images,  # N synthetic images
+    table: pd.DataFrame,  # from `label_table`, N rows
+    classes: list[str],  # of the real images
+) -> Images:  # the accepted ones, with the table's labels
     "What a table of labels leaves to train on"
     kept = images.subset(np.flatnonzero(table.accepted).tolist())
-    return Images(kept.items, kept.keys, [classes.index(l) for l in table.label[table.accepted]], classes, kept.root)
+    return Images(
+        kept.items,
+        kept.keys,
+        [classes.index(l) for l in table.label[table.accepted]],
+        classes,
+        kept.root,
+    )
 
-def _fit_on(model, real, synthetic, table, origins=None, **training): # plain training on what a table accepts
-    if not table.accepted.any(): warnings.warn(f'none of {len(table)} synthetic images is accepted, so only real ones are used: lower the threshold')
+
+def _fit_on(
+    model, real, synthetic, table, origins=None, **training
+):  # plain training on what a table accepts
+    if not table.accepted.any():
+        warnings.warn(
+            f'none of {len(table)} synthetic images is accepted, so only real ones are used: lower the threshold'
+        )
     origins = [o for o, a in zip(origins, table.accepted) if a] if origins else None
-    return fit(model, real, relabelled(synthetic, table, real.classes), origins=origins, **training), table
+    return fit(
+        model, real, relabelled(synthetic, table, real.classes), origins=origins, **training
+    ), table
+
 
 def train_inherited(model, real, synthetic, **training):
     "The class of the seed"
-    return _fit_on(model, real, synthetic, label_table(synthetic, targets_as(synthetic, real.classes), real.classes), **training)
+    return _fit_on(
+        model,
+        real,
+        synthetic,
+        label_table(synthetic, targets_as(synthetic, real.classes), real.classes),
+        **training,
+    )
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #8d39677e
 def clip_probs(
-    images:Images, # N
-    classes:list[str],
-    clip:str='tiny', # see `load_clip`
-    template:str=TEMPLATE # of the prompt
-) -> Tensor: # (N,C)
+    images: Images,  # N
+    classes: list[str],
+    clip: str = 'tiny',  # see `load_clip`
+    template: str = TEMPLATE,  # of the prompt
+) -> Tensor:  # (N,C)
     "Probabilities of the classes by a CLIP model that has seen none of the images"
     clip = load_clip(clip)
-    found = torch.as_tensor(extract(clip.features, stack(images, clip.model.config.vision_config.image_size)))
+    found = torch.as_tensor(
+        extract(clip.features, stack(images, clip.model.config.vision_config.image_size))
+    )
     texts = clip.text_features([fill_template(template, c) for c in classes]).double().cpu()
-    return (clip.model.logit_scale.exp().double().cpu()*found @ texts.T).softmax(1).float()
+    return (clip.model.logit_scale.exp().double().cpu() * found @ texts.T).softmax(1).float()
 
-def _by_probability(synthetic, real, probs, threshold): # the seed's label, accepted if it is likely
+
+def _by_probability(
+    synthetic, real, probs, threshold
+):  # the seed's label, accepted if it is likely
     labels = targets_as(synthetic, real.classes)
     p = probs[range(len(labels)), labels]
-    return label_table(synthetic, labels, real.classes, (p >= threshold).numpy(), uncertainty=(1 - p).numpy())
+    return label_table(
+        synthetic, labels, real.classes, (p >= threshold).numpy(), uncertainty=(1 - p).numpy()
+    )
+
 
 def train_clip(model, real, synthetic, *, clip='tiny', template=TEMPLATE, **training):
     "CLIP's label"
     p, label = clip_probs(synthetic, real.classes, clip, template).max(1)
-    return _fit_on(model, real, synthetic, label_table(synthetic, label.tolist(), real.classes, uncertainty=(1 - p).numpy()), **training)
+    return _fit_on(
+        model,
+        real,
+        synthetic,
+        label_table(synthetic, label.tolist(), real.classes, uncertainty=(1 - p).numpy()),
+        **training,
+    )
 
-def train_clip_filtered(model, real, synthetic, *, clip='tiny', template=TEMPLATE, threshold=.5, **training):
+
+def train_clip_filtered(
+    model, real, synthetic, *, clip='tiny', template=TEMPLATE, threshold=0.5, **training
+):
     "The class of the seed, where CLIP finds it likely"
-    return _fit_on(model, real, synthetic, _by_probability(synthetic, real, clip_probs(synthetic, real.classes, clip, template), threshold), **training)
+    return _fit_on(
+        model,
+        real,
+        synthetic,
+        _by_probability(
+            synthetic, real, clip_probs(synthetic, real.classes, clip, template), threshold
+        ),
+        **training,
+    )
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #82139124
-def train_confident(model, real, synthetic, *, stage1=.25, threshold=.5, updates=400, origins=None, **training):
+def train_confident(
+    model, real, synthetic, *, stage1=0.25, threshold=0.5, updates=400, origins=None, **training
+):
     "The class of the seed, where the classifier finds it likely"
     first = first_updates(updates, stage1)
     fit(model, real, updates=first, **training)
-    table = _by_probability(synthetic, real, predict(model, synthetic, device=training.get('device')), threshold)
+    table = _by_probability(
+        synthetic, real, predict(model, synthetic, device=training.get('device')), threshold
+    )
     return _fit_on(model, real, synthetic, table, origins, updates=updates - first, **training)
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #46d3e4bb
 def soft_loss(
-    logits:Tensor, # (B,C)
-    targets:Tensor, # (B,C) probabilities
-    lambda_a:float=.8, # weight of the distance of the mean prediction from uniform
-    lambda_h:float=.4 # weight of the mean entropy
-) -> Tensor: # scalar
+    logits: Tensor,  # (B,C)
+    targets: Tensor,  # (B,C) probabilities
+    lambda_a: float = 0.8,  # weight of the distance of the mean prediction from uniform
+    lambda_h: float = 0.4,  # weight of the mean entropy
+) -> Tensor:  # scalar
     "Cross entropy with soft labels and the two regularisers of Arazo et al."
-    log_p, prior = logits.log_softmax(1), 1/logits.shape[1]
+    log_p, prior = logits.log_softmax(1), 1 / logits.shape[1]
     p = log_p.exp()
-    return -(targets*log_p).sum(1).mean() + lambda_a*(prior*(prior/p.mean(0)).log()).sum() - lambda_h*(p*log_p).sum(1).mean()
+    return (
+        -(targets * log_p).sum(1).mean()
+        + lambda_a * (prior * (prior / p.mean(0)).log()).sum()
+        - lambda_h * (p * log_p).sum(1).mean()
+    )
 
-def mixup(x, y, alpha): # images and soft labels; np.random and torch draw
+
+def mixup(x, y, alpha):  # images and soft labels; np.random and torch draw
     "Each image with another of the batch, by one share of Beta(alpha, alpha)"
     share, other = np.random.beta(alpha, alpha), torch.randperm(len(x), device=x.device)
-    return share*x + (1 - share)*x[other], share*y + (1 - share)*y[other]
+    return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #6d19c1e0
 def train_soft(
-    model:nn.Module, # from `create_classifier`; trained in place
-    real:Images, # labelled
-    synthetic:Images, # whose labels are not used
+    model: nn.Module,  # from `create_classifier`; trained in place
+    real: Images,  # labelled
+    synthetic: Images,  # whose labels are not used
     *,
-    stage1:float=.25, # share of the updates on real images alone
-    alpha:float=4., # of mixup
-    lambda_a:float=.8, # see `soft_loss`
-    lambda_h:float=.4, # see `soft_loss`
-    policy:str='original', updates:int=400, batch_size:int=64, synthetic_fraction:float=.5, mixing:str='ratio', origins:list[int]|None=None, flip:bool=True, scale:tuple=(.6, 1.), seed:int=0, # as in `fit`
-    lr:float=3e-3, weight_decay:float=.05, device:str|None=None, num_workers:int|None=None # as in `optimize`
-) -> tuple[nn.Module, pd.DataFrame]: # the model, and its last labels
+    stage1: float = 0.25,  # share of the updates on real images alone
+    alpha: float = 4.0,  # of mixup
+    lambda_a: float = 0.8,  # see `soft_loss`
+    lambda_h: float = 0.4,  # see `soft_loss`
+    policy: str = 'original',
+    updates: int = 400,
+    batch_size: int = 64,
+    synthetic_fraction: float = 0.5,
+    mixing: str = 'ratio',
+    origins: list[int] | None = None,
+    flip: bool = True,
+    scale: tuple = (0.6, 1.0),
+    seed: int = 0,  # as in `fit`
+    lr: float = 3e-3,
+    weight_decay: float = 0.05,
+    device: str | None = None,
+    num_workers: int | None = None,  # as in `optimize`
+) -> tuple[nn.Module, pd.DataFrame]:  # the model, and its last labels
     "Soft pseudo labels with mixup (Arazo et al. 2020)"
-    if policy == 'cutmix': raise ValueError("policy is 'cutmix', which mixes images as mixup does already: give one of single images, such as 'original'")
+    if policy == 'cutmix':
+        raise ValueError(
+            "policy is 'cutmix', which mixes images as mixup does already: give one of single images, such as 'original'"
+        )
     check_outputs(model, real.classes)
-    first, n, m, device, seen = first_updates(updates, stage1), len(real), len(synthetic), training_device(device), [0, 0] # updates; synthetic images of this pass
-    data = Augmented([real, synthetic], range(n + m), resolve_model_data_config(model)['input_size'][-1], transform_for(model, policy, flip=flip, scale=scale))
-    plan = batches(n, 0, first, batch_size, seed=seed) + batches(n, m, updates - first, batch_size, synthetic_fraction, seed, mixing, origins)
-    labels = torch.eye(len(real.classes))[real.targets + targets_as(synthetic, real.classes)].to(device)
+    first, n, m, device, seen = (
+        first_updates(updates, stage1),
+        len(real),
+        len(synthetic),
+        training_device(device),
+        [0, 0],
+    )  # updates; synthetic images of this pass
+    data = Augmented(
+        [real, synthetic],
+        range(n + m),
+        resolve_model_data_config(model)['input_size'][-1],
+        transform_for(model, policy, flip=flip, scale=scale),
+    )
+    plan = batches(n, 0, first, batch_size, seed=seed) + batches(
+        n, m, updates - first, batch_size, synthetic_fraction, seed, mixing, origins
+    )
+    labels = torch.eye(len(real.classes))[real.targets + targets_as(synthetic, real.classes)].to(
+        device
+    )
     latest = labels.clone()
+
     def loss(x, i):
-        if seen[0] == first: labels[n:] = latest[n:] = predict(model, synthetic, device=device).to(device); model.train()
-        with torch.no_grad(): latest[i] = model(x).float().softmax(1)
+        if seen[0] == first:
+            labels[n:] = latest[n:] = predict(model, synthetic, device=device).to(device)
+            model.train()
+        with torch.no_grad():
+            latest[i] = model(x).float().softmax(1)
         x, y = mixup(x, labels[i], alpha)
         value = soft_loss(model(x).float(), y, lambda_a, lambda_h)
         seen[:] = seen[0] + 1, seen[1] + int((i >= n).sum())
-        if seen[1] >= m: labels[n:], seen[1] = latest[n:], seen[1] - m
+        if seen[1] >= m:
+            labels[n:], seen[1] = latest[n:], seen[1] - m
         return value
-    optimize(model, loss, data, plan, lr=lr, weight_decay=weight_decay, seed=seed, device=device, num_workers=num_workers)
+
+    optimize(
+        model,
+        loss,
+        data,
+        plan,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+        num_workers=num_workers,
+    )
     p, label = labels[n:].max(1)
-    return model, label_table(synthetic, label.tolist(), real.classes, uncertainty=(1 - p).cpu().numpy())
+    return model, label_table(
+        synthetic, label.tolist(), real.classes, uncertainty=(1 - p).cpu().numpy()
+    )
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #aa38f4d0
 def _amst(model, real, synthetic, **kwargs):
     own = {f.name for f in fields(AMSTConfig)} & set(kwargs)
-    return train_amst(model, real, synthetic, AMSTConfig(**{k: kwargs.pop(k) for k in own}), **kwargs)
+    return train_amst(
+        model, real, synthetic, AMSTConfig(**{k: kwargs.pop(k) for k in own}), **kwargs
+    )
 
-LABELLERS = dict(inherit=train_inherited, soft=train_soft, clip=train_clip, amst=_amst, amst_no_consistency=partial(_amst, consistency=0.), amst_single_head=partial(_amst, multi_head=False),
-                 confidence=train_confident, clip_filter=train_clip_filtered)
+
+LABELLERS = dict(
+    inherit=train_inherited,
+    soft=train_soft,
+    clip=train_clip,
+    amst=_amst,
+    amst_no_consistency=partial(_amst, consistency=0.0),
+    amst_single_head=partial(_amst, multi_head=False),
+    confidence=train_confident,
+    clip_filter=train_clip_filtered,
+)
+
 
 def train(
-    labels:str, # one of LABELLERS
-    model:nn.Module, # from `create_classifier`; used up
-    real:Images, # labelled
-    synthetic:Images|None, # labelled as their seeds; None: only with 'inherit'
-    out:str|Path|None=None, # where to write labels.csv
-    **settings # of the labeller, and of `fit`
-) -> tuple[nn.Module, pd.DataFrame|None]: # the classifier in eval mode, and the table of labels (see `label_table`)
+    labels: str,  # one of LABELLERS
+    model: nn.Module,  # from `create_classifier`; used up
+    real: Images,  # labelled
+    synthetic: Images | None,  # labelled as their seeds; None: only with 'inherit'
+    out: str | Path | None = None,  # where to write labels.csv
+    **settings,  # of the labeller, and of `fit`
+) -> tuple[
+    nn.Module, pd.DataFrame | None
+]:  # the classifier in eval mode, and the table of labels (see `label_table`)
     "Label the synthetic images in one of the ways and train on them. Raises `ValueError` for an unknown way, or without images to label"
-    if labels not in LABELLERS: raise ValueError(f"no labels '{labels}': choose one of {', '.join(LABELLERS)}")
+    if labels not in LABELLERS:
+        raise ValueError(f"no labels '{labels}': choose one of {', '.join(LABELLERS)}")
     if not synthetic:
-        if labels != 'inherit': raise ValueError(f"labels '{labels}' needs synthetic images, and there are none")
+        if labels != 'inherit':
+            raise ValueError(f"labels '{labels}' needs synthetic images, and there are none")
         return fit(model, real, **settings), None
     model, table = LABELLERS[labels](model, real, synthetic, **settings)
-    if out is not None: write_whole(Path(out), lambda p: table.to_csv(p, index=False))
+    if out is not None:
+        write_whole(Path(out), lambda p: table.to_csv(p, index=False))
     return model, table
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #71d034e4
 def label_accuracy(
-    table:pd.DataFrame, # N rows, from `label_table`
-    truth:list[str] # N class names
-) -> float: # 0 to 1; NaN if none is accepted
+    table: pd.DataFrame,  # N rows, from `label_table`
+    truth: list[str],  # N class names
+) -> float:  # 0 to 1; NaN if none is accepted
     "Share of the accepted labels that are true"
     return (table.label == truth)[table.accepted].mean()
 
+
 def acceptance(
-    table:pd.DataFrame, # of AMST: with agreement and uncertainty
-    taus=tuple(np.geomspace(1e-4, .3, 40)), # thresholds
-    truth:list[str]|None=None # N class names
-) -> pd.DataFrame: # columns tau, accepted, kept (share of these with their seed's label), and accuracy, given a truth
+    table: pd.DataFrame,  # of AMST: with agreement and uncertainty
+    taus=tuple(np.geomspace(1e-4, 0.3, 40)),  # thresholds
+    truth: list[str] | None = None,  # N class names
+) -> pd.DataFrame:  # columns tau, accepted, kept (share of these with their seed's label), and accuracy, given a truth
     "What each threshold would accept, with no further training"
     at = [table.assign(accepted=(table.agreement == 1) & (table.uncertainty < t)) for t in taus]
-    curve = pd.DataFrame(dict(tau=taus, accepted=[a.accepted.mean() for a in at], kept=[label_accuracy(a, a.seed_label) for a in at]))
+    curve = pd.DataFrame(
+        dict(
+            tau=taus,
+            accepted=[a.accepted.mean() for a in at],
+            kept=[label_accuracy(a, a.seed_label) for a in at],
+        )
+    )
     return curve if truth is None else curve.assign(accuracy=[label_accuracy(a, truth) for a in at])
 
+
 def confusion(
-    table:pd.DataFrame, # from `label_table`
-    classes:list[str] # in the order to show
-) -> pd.DataFrame: # (C,C) counts of accepted images: rows the seed's label, columns the label given
+    table: pd.DataFrame,  # from `label_table`
+    classes: list[str],  # in the order to show
+) -> (
+    pd.DataFrame
+):  # (C,C) counts of accepted images: rows the seed's label, columns the label given
     "Which labels were changed into which"
     kept = table[table.accepted]
-    return pd.crosstab(kept.seed_label, kept.label).reindex(index=classes, columns=classes, fill_value=0)
+    return pd.crosstab(kept.seed_label, kept.label).reindex(
+        index=classes, columns=classes, fill_value=0
+    )
+
 
 def show_labels(
-    images:Images, # N synthetic images
-    table:pd.DataFrame, # N rows, from `label_table`
-    n:int=10, # images of each kind
-    scale:float=.8 # of an image, in inches
+    images: Images,  # N synthetic images
+    table: pd.DataFrame,  # N rows, from `label_table`
+    n: int = 10,  # images of each kind
+    scale: float = 0.8,  # of an image, in inches
 ) -> plt.Figure:
     "Accepted, relabelled and rejected images, from the surest to the least sure; above each the label given (and the seed's, if another), and the uncertainty"
-    changed, text = table.label != table.seed_label, lambda r: (r.label if r.label == r.seed_label else f'{r.seed_label} → {r.label}') + ('' if np.isnan(r.uncertainty) else f'\n{r.uncertainty:.2g}')
-    kinds = dict(accepted=table[table.accepted & ~changed], relabelled=table[table.accepted & changed], rejected=table[~table.accepted])
-    kinds = {f'{k}\n({len(t)})': t.sort_values('uncertainty').iloc[np.unique(np.linspace(0, len(t) - 1, min(n, len(t))).round().astype(int))] for k, t in kinds.items() if len(t)}
+    changed, text = (
+        table.label != table.seed_label,
+        lambda r: (r.label if r.label == r.seed_label else f'{r.seed_label} → {r.label}')
+        + ('' if np.isnan(r.uncertainty) else f'\n{r.uncertainty:.2g}'),
+    )
+    kinds = dict(
+        accepted=table[table.accepted & ~changed],
+        relabelled=table[table.accepted & changed],
+        rejected=table[~table.accepted],
+    )
+    kinds = {
+        f'{k}\n({len(t)})': t.sort_values('uncertainty').iloc[
+            np.unique(np.linspace(0, len(t) - 1, min(n, len(t))).round().astype(int))
+        ]
+        for k, t in kinds.items()
+        if len(t)
+    }
     fig = grid([[images[i][0] for i in t.index] for t in kinds.values()], list(kinds), scale=scale)
-    fig.subplots_adjust(hspace=.8, top=.9)
+    fig.subplots_adjust(hspace=0.8, top=0.9)
     for j, t in enumerate(kinds.values()):
-        for ax, r in zip(fig.axes[j*len(fig.axes)//len(kinds):], t.itertuples()): ax.set_title(text(r), fontsize=6, pad=2)
+        for ax, r in zip(fig.axes[j * len(fig.axes) // len(kinds) :], t.itertuples()):
+            ax.set_title(text(r), fontsize=6, pad=2)
     return fig
 
+
 def audit(
-    table:pd.DataFrame, # from `label_table`
-    classes:list[str],
-    truth:list[str]|None=None, # N class names
-    tau:float|None=None # to mark
-) -> plt.Figure: # acceptance against tau, if it was measured; and the confusion
+    table: pd.DataFrame,  # from `label_table`
+    classes: list[str],
+    truth: list[str] | None = None,  # N class names
+    tau: float | None = None,  # to mark
+) -> plt.Figure:  # acceptance against tau, if it was measured; and the confusion
     "The two pictures that show what a labeller did"
     measured = table.agreement.notna().all()
-    fig, axes = plt.subplots(1, 1 + measured, figsize=(4 + 4*measured, 3.4), layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(
+        1, 1 + measured, figsize=(4 + 4 * measured, 3.4), layout='constrained', squeeze=False
+    )
     if measured:
-        acceptance(table, truth=truth).set_index('tau').plot(ax=axes[0, 0], logx=True, ylim=(-.03, 1.03), ylabel='share')
-        if tau: axes[0, 0].axvline(tau, color='.6', ls='--', lw=1)
-    sns.heatmap(confusion(table, classes), ax=axes[0, -1], annot=len(classes) <= 12, fmt='d', cbar=False, cmap='Blues', square=True)
+        acceptance(table, truth=truth).set_index('tau').plot(
+            ax=axes[0, 0], logx=True, ylim=(-0.03, 1.03), ylabel='share'
+        )
+        if tau:
+            axes[0, 0].axvline(tau, color='.6', ls='--', lw=1)
+    sns.heatmap(
+        confusion(table, classes),
+        ax=axes[0, -1],
+        annot=len(classes) <= 12,
+        fmt='d',
+        cbar=False,
+        cmap='Blues',
+        square=True,
+    )
     axes[0, -1].set(xlabel='label given', ylabel="seed's label")
     return fig

@@ -9,11 +9,15 @@ __all__ = ['SoftMatchWeight', 'softmatch_loss', 'semi_split', 'semi_batches', 'f
 import math
 from itertools import islice
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+
 from dreamda.classify.training import (
     Views,
     _endless,
@@ -28,122 +32,219 @@ from ..data.images import Images, Source, _hash_part, scarce_split
 # %% ../../nbs/4_classify/05_softmatch.ipynb #0d2a1726
 class SoftMatchWeight(nn.Module):
     "How much each pseudo-label counts (SoftMatch, Chen et al. 2023): a Gaussian of its aligned confidence, truncated at the mean"
-    def __init__(self,
-        num_classes:int, # C
-        momentum:float=.999, # of the moving averages, 0 to 1
-        n_sigma:float=2., # the Gaussian is this many times narrower than the confidences
-        estimate:str='before' # mean and variance of the confidence 'before' alignment (the paper) or 'after' it (USB)
+
+    def __init__(
+        self,
+        num_classes: int,  # C
+        momentum: float = 0.999,  # of the moving averages, 0 to 1
+        n_sigma: float = 2.0,  # the Gaussian is this many times narrower than the confidences
+        estimate: str = 'before',  # mean and variance of the confidence 'before' alignment (the paper) or 'after' it (USB)
     ):
         super().__init__()
-        if estimate not in ('before', 'after'): raise ValueError(f"estimate is 'before' or 'after' the alignment, not {estimate!r}")
+        if estimate not in ('before', 'after'):
+            raise ValueError(f"estimate is 'before' or 'after' the alignment, not {estimate!r}")
         self.momentum, self.n_sigma, self.estimate = momentum, n_sigma, estimate
-        for name, start in dict(p_bar=torch.full((num_classes,), 1/num_classes), mu=torch.tensor(1/num_classes), var=torch.tensor(1.)).items(): self.register_buffer(name, start)
+        for name, start in dict(
+            p_bar=torch.full((num_classes,), 1 / num_classes),
+            mu=torch.tensor(1 / num_classes),
+            var=torch.tensor(1.0),
+        ).items():
+            self.register_buffer(name, start)
 
     @torch.no_grad()
-    def forward(self,
-        probs:Tensor # (B,C) of weak views; of fewer than two the variance and the mean of the confidence do not follow
-    ) -> tuple[Tensor, Tensor]: # lambda (B,) in [0,1]; aligned probabilities (B,C)
+    def forward(
+        self,
+        probs: Tensor,  # (B,C) of weak views; of fewer than two the variance and the mean of the confidence do not follow
+    ) -> tuple[Tensor, Tensor]:  # lambda (B,) in [0,1]; aligned probabilities (B,C)
         "Update the averages with a batch and weigh it"
         follow = lambda average, value: average.lerp_(value, 1 - self.momentum)
-        if len(probs): follow(self.p_bar, probs.mean(0))
-        aligned = F.normalize(probs/self.p_bar, p=1, dim=1)
+        if len(probs):
+            follow(self.p_bar, probs.mean(0))
+        aligned = F.normalize(probs / self.p_bar, p=1, dim=1)
         top = (probs if self.estimate == 'before' else aligned).amax(1)
-        if len(probs) > 1: follow(self.mu, top.mean()); follow(self.var, top.var())
+        if len(probs) > 1:
+            follow(self.mu, top.mean())
+            follow(self.var, top.var())
         short = (aligned.amax(1) - self.mu).clamp(max=0)
-        return torch.exp(-short**2/(2*self.var/self.n_sigma**2)), aligned
+        return torch.exp(-(short**2) / (2 * self.var / self.n_sigma**2)), aligned
 
 # %% ../../nbs/4_classify/05_softmatch.ipynb #7e066663
 def softmatch_loss(
-    weight:SoftMatchWeight, # updated
-    weak:Tensor, # (B,C) logits of the weak views
-    strong:Tensor # (B,C) logits of the strong views, in the same order
-) -> Tensor: # scalar
+    weight: SoftMatchWeight,  # updated
+    weak: Tensor,  # (B,C) logits of the weak views
+    strong: Tensor,  # (B,C) logits of the strong views, in the same order
+) -> Tensor:  # scalar
     "Weighted cross entropy of the strong views with the weak views' classes as targets"
     lam, _ = weight(weak.detach().softmax(1))
-    return (lam*F.cross_entropy(strong, weak.argmax(1), reduction='none')).mean()
+    return (lam * F.cross_entropy(strong, weak.argmax(1), reduction='none')).mean()
 
 # %% ../../nbs/4_classify/05_softmatch.ipynb #32eea184
 def semi_split(
-    source:Source, # from `load_data`
-    per_class:int=4, # labelled images of each class
-    seed:int=0, # which images, 0 or more
-    part:str='test', # 'test' or 'validation'; see `scarce_split`
-    held_out:int=50, # images of each class to measure on, if the dataset has none for it
-    more:Images|None=None # further images for the pool; their targets are not used
-) -> tuple[Images, Images, Images]: # labelled, unlabelled, held out; no image is in two of them
+    source: Source,  # from `load_data`
+    per_class: int = 4,  # labelled images of each class
+    seed: int = 0,  # which images, 0 or more
+    part: str = 'test',  # 'test' or 'validation'; see `scarce_split`
+    held_out: int = 50,  # images of each class to measure on, if the dataset has none for it
+    more: Images | None = None,  # further images for the pool; their targets are not used
+) -> tuple[Images, Images, Images]:  # labelled, unlabelled, held out; no image is in two of them
     "A split for semi-supervised learning. Raises `ValueError` as `scarce_split` does"
     labelled, test = scarce_split(source, per_class, seed, part)
-    own = source.train if part == 'test' or source.test else source.val           # where the labelled ones come from
+    own = (
+        source.train if part == 'test' or source.test else source.val
+    )  # where the labelled ones come from
     given = set(labelled.keys)
     rest = own.subset([i for i, key in enumerate(own.keys) if key not in given])
-    if not (source.test and (part == 'test' or source.val)): test, rest = _hash_part(rest, held_out)
-    if more: rest = Images(rest.items + more.items, rest.keys + more.keys, rest.targets + more.targets, rest.classes)
+    if not (source.test and (part == 'test' or source.val)):
+        test, rest = _hash_part(rest, held_out)
+    if more:
+        rest = Images(
+            rest.items + more.items,
+            rest.keys + more.keys,
+            rest.targets + more.targets,
+            rest.classes,
+        )
     return labelled, rest, test
 
 # %% ../../nbs/4_classify/05_softmatch.ipynb #d8b5323a
-def _order(n, updates, size, *seed): # (updates,size): 0..n-1, reshuffled after every pass
-    return np.fromiter(islice(_endless(n, *seed), updates*size), np.int32, updates*size).reshape(updates, size)
+def _order(n, updates, size, *seed):  # (updates,size): 0..n-1, reshuffled after every pass
+    return np.fromiter(
+        islice(_endless(n, *seed), updates * size), np.int32, updates * size
+    ).reshape(updates, size)
+
 
 def semi_batches(
-    n_real:int, # labelled real images; indices 0..n_real-1
-    n_synthetic:int, # labelled synthetic images, whose indices follow; may be 0
-    n_unlabelled:int, # unlabelled images, whose indices follow
-    updates:int, # how many batches
-    batch_size:int=64, # labelled images per batch
-    unlabelled_ratio:int=7, # unlabelled images per labelled one
-    synthetic_fraction:float=.5, # share of the labelled images that is synthetic (none if there are no synthetic images)
-    seed:int=0 # of the order
-) -> np.ndarray: # (updates, batch_size*(1 + unlabelled_ratio)) indices, the labelled first
+    n_real: int,  # labelled real images; indices 0..n_real-1
+    n_synthetic: int,  # labelled synthetic images, whose indices follow; may be 0
+    n_unlabelled: int,  # unlabelled images, whose indices follow
+    updates: int,  # how many batches
+    batch_size: int = 64,  # labelled images per batch
+    unlabelled_ratio: int = 7,  # unlabelled images per labelled one
+    synthetic_fraction: float = 0.5,  # share of the labelled images that is synthetic (none if there are no synthetic images)
+    seed: int = 0,  # of the order
+) -> np.ndarray:  # (updates, batch_size*(1 + unlabelled_ratio)) indices, the labelled first
     "Which images each update sees"
-    k, n = round(batch_size*synthetic_fraction) if n_synthetic else 0, n_real + n_synthetic
-    orders = _order(n_real, updates, batch_size - k, seed, 0), n_real + _order(n_synthetic, updates, k, seed, 1), n + _order(n_unlabelled, updates, unlabelled_ratio*batch_size, seed, 2)
+    k, n = round(batch_size * synthetic_fraction) if n_synthetic else 0, n_real + n_synthetic
+    orders = (
+        _order(n_real, updates, batch_size - k, seed, 0),
+        n_real + _order(n_synthetic, updates, k, seed, 1),
+        n + _order(n_unlabelled, updates, unlabelled_ratio * batch_size, seed, 2),
+    )
     return np.concatenate(orders, 1)
 
 # %% ../../nbs/4_classify/05_softmatch.ipynb #7c2c9776
 def fit_softmatch(
-    model:nn.Module, # from `create_classifier`; trained in place
-    labelled:Images, # labelled real images
-    unlabelled:Images, # images of the same classes; their targets are not read
-    synthetic:Images|None=None, # an expansion of the labelled images; classes are matched by name
+    model: nn.Module,  # from `create_classifier`; trained in place
+    labelled: Images,  # labelled real images
+    unlabelled: Images,  # images of the same classes; their targets are not read
+    synthetic: Images
+    | None = None,  # an expansion of the labelled images; classes are matched by name
     *,
-    updates:int=1000, # optimizer steps; the paper's are 2**20
-    batch_size:int=64, # labelled images per update
-    unlabelled_ratio:int=7, # unlabelled images per labelled one
-    synthetic_fraction:float=.5, # share of the labelled images that is synthetic, if there are synthetic images
-    momentum:float=.999, # see `SoftMatchWeight`
-    n_sigma:float=2., # see `SoftMatchWeight`
-    estimate:str='before', # see `SoftMatchWeight`
-    ema:float=.999, # decay of the model's moving average, 0 to 1
-    lr:float=.03, # at the start
-    weight_decay:float=5e-4, # of SGD
-    flip:bool=True, # see `train_transform`
-    scale:tuple=(.6, 1.), # see `train_transform`
-    seed:int=0, # of order, augmentation and dropout
-    device:str|None=None, # None: a GPU if there is one
-    num_workers:int|None=None, # see `train_loop`
-    checkpoint:str|Path|None=None, # see `train_loop`
-    validation:Images|None=None, # see `train_loop`
-    every:int=1000 # see `train_loop`
-) -> nn.Module: # the moving average of the model, in eval mode
+    updates: int = 1000,  # optimizer steps; the paper's are 2**20
+    batch_size: int = 64,  # labelled images per update
+    unlabelled_ratio: int = 7,  # unlabelled images per labelled one
+    synthetic_fraction: float = 0.5,  # share of the labelled images that is synthetic, if there are synthetic images
+    momentum: float = 0.999,  # see `SoftMatchWeight`
+    n_sigma: float = 2.0,  # see `SoftMatchWeight`
+    estimate: str = 'before',  # see `SoftMatchWeight`
+    ema: float = 0.999,  # decay of the model's moving average, 0 to 1
+    lr: float = 0.03,  # at the start
+    weight_decay: float = 5e-4,  # of SGD
+    flip: bool = True,  # see `train_transform`
+    scale: tuple = (0.6, 1.0),  # see `train_transform`
+    seed: int = 0,  # of order, augmentation and dropout
+    device: str | None = None,  # None: a GPU if there is one
+    num_workers: int | None = None,  # see `train_loop`
+    checkpoint: str | Path | None = None,  # see `train_loop`
+    validation: Images | None = None,  # see `train_loop`
+    every: int = 1000,  # see `train_loop`
+) -> nn.Module:  # the moving average of the model, in eval mode
     "Semi-supervised learning by SoftMatch (Chen et al. 2023). Raises `FloatingPointError` if the loss is no longer finite"
-    size, device, classes = resolve_model_data_config(model)['input_size'][-1], training_device(device), labelled.classes
-    if not len(unlabelled): raise ValueError('there are no unlabelled images: give some, or use `fit`')
-    if unlabelled_ratio*batch_size < 2: raise ValueError('one unlabelled image in an update has no variance: raise batch_size or unlabelled_ratio')
+    size, device, classes = (
+        resolve_model_data_config(model)['input_size'][-1],
+        training_device(device),
+        labelled.classes,
+    )
+    if not len(unlabelled):
+        raise ValueError('there are no unlabelled images: give some, or use `fit`')
+    if unlabelled_ratio * batch_size < 2:
+        raise ValueError(
+            'one unlabelled image in an update has no variance: raise batch_size or unlabelled_ratio'
+        )
     check_outputs(model, classes)
-    parts = [labelled, *[synthetic]*bool(synthetic), unlabelled]
-    targets = labelled.targets + (targets_as(synthetic, classes) if synthetic else []) + [-1]*len(unlabelled)
-    data = Views(parts, targets, size, *(transform_for(model, policy, flip=flip, scale=scale) for policy in ('original', 'strong')))
-    model, weight = model.to(device, memory_format=torch.channels_last), SoftMatchWeight(len(classes), momentum, n_sigma, estimate).to(device)
+    parts = [labelled, *[synthetic] * bool(synthetic), unlabelled]
+    targets = (
+        labelled.targets
+        + (targets_as(synthetic, classes) if synthetic else [])
+        + [-1] * len(unlabelled)
+    )
+    data = Views(
+        parts,
+        targets,
+        size,
+        *(
+            transform_for(model, policy, flip=flip, scale=scale)
+            for policy in ('original', 'strong')
+        ),
+    )
+    model, weight = (
+        model.to(device, memory_format=torch.channels_last),
+        SoftMatchWeight(len(classes), momentum, n_sigma, estimate).to(device),
+    )
     averaged = ModelEmaV3(model, ema, use_warmup=True)
-    optimizer = create_optimizer_v2(model, 'sgd', lr, weight_decay)                          # timm's SGD: Nesterov momentum 0.9, no decay of biases and normalisation
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: math.cos(7*math.pi*k/(16*updates)))
+    optimizer = create_optimizer_v2(
+        model, 'sgd', lr, weight_decay
+    )  # timm's SGD: Nesterov momentum 0.9, no decay of biases and normalisation
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: math.cos(7 * math.pi * k / (16 * updates))
+    )
     optimizer.register_step_post_hook(lambda *_: averaged.update(model, schedule.last_epoch + 1))
+
     def loss(weak, strong, y):
-        x, weak = weak.tensor_split([batch_size])                                            # the labelled images come first
-        with torch.no_grad(): weak = model(weak).float()
+        x, weak = weak.tensor_split([batch_size])  # the labelled images come first
+        with torch.no_grad():
+            weak = model(weak).float()
         given, strong = model(torch.cat([x, strong])).float().tensor_split([batch_size])
         return F.cross_entropy(given, y[:batch_size]) + softmatch_loss(weight, weak, strong)
-    settings = size, flip, scale, momentum, n_sigma, estimate, ema, lr, weight_decay, [part.keys for part in parts], targets
-    plan = semi_batches(len(labelled), len(synthetic or ()), len(unlabelled), updates, batch_size, unlabelled_ratio, synthetic_fraction, seed)
-    return train_loop(dict(model=model, optimizer=optimizer, schedule=schedule, weight=weight, averaged=averaged.module), loss, data, plan, averaged.module,
-                      seed=seed, num_workers=num_workers, checkpoint=checkpoint, validation=validation, every=every, settings=settings)
+
+    settings = (
+        size,
+        flip,
+        scale,
+        momentum,
+        n_sigma,
+        estimate,
+        ema,
+        lr,
+        weight_decay,
+        [part.keys for part in parts],
+        targets,
+    )
+    plan = semi_batches(
+        len(labelled),
+        len(synthetic or ()),
+        len(unlabelled),
+        updates,
+        batch_size,
+        unlabelled_ratio,
+        synthetic_fraction,
+        seed,
+    )
+    return train_loop(
+        dict(
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight=weight,
+            averaged=averaged.module,
+        ),
+        loss,
+        data,
+        plan,
+        averaged.module,
+        seed=seed,
+        num_workers=num_workers,
+        checkpoint=checkpoint,
+        validation=validation,
+        every=every,
+        settings=settings,
+    )

@@ -13,11 +13,11 @@ import difflib
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import timm
@@ -42,351 +42,623 @@ from ..data.images import Images, stack, write_whole
 # %% ../../nbs/4_classify/04_training.ipynb #516f0f78
 @contextmanager
 def seeded(
-    seed:int # 0 to 2**32 - 1
+    seed: int,  # 0 to 2**32 - 1
 ):
     "Seed Python's, NumPy's and torch's global random numbers, and put them back as they were on leaving"
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
-        random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-        try: yield
-        finally: random.setstate(python); np.random.set_state(numpy)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 # %% ../../nbs/4_classify/04_training.ipynb #c75aa8c0
-def _load(model, checkpoint): # weights from a file; a head for other classes is left out, anything else that does not fit is an error
-    if not Path(checkpoint).is_file(): raise FileNotFoundError(f'no checkpoint {checkpoint}: give a .safetensors or a torch file')
-    state, own, head = load_state_dict(str(checkpoint)), model.state_dict(), model.pretrained_cfg['classifier']
+def _load(
+    model, checkpoint
+):  # weights from a file; a head for other classes is left out, anything else that does not fit is an error
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'no checkpoint {checkpoint}: give a .safetensors or a torch file')
+    state, own, head = (
+        load_state_dict(str(checkpoint)),
+        model.state_dict(),
+        model.pretrained_cfg['classifier'],
+    )
     heads = tuple(f'{name}.' for name in ([head] if isinstance(head, str) else head))
-    state = {k: own[k] if k.startswith(heads) and k in own and v.shape != own[k].shape else v for k, v in state.items()}
+    state = {
+        k: own[k] if k.startswith(heads) and k in own and v.shape != own[k].shape else v
+        for k, v in state.items()
+    }
     if differ := {(k, v.shape) for k, v in state.items()} ^ {(k, v.shape) for k, v in own.items()}:
-        raise ValueError(f'{checkpoint} holds another model: {len({k for k, _ in differ})} weights differ, e.g. {min(differ)[0]}')
+        raise ValueError(
+            f'{checkpoint} holds another model: {len({k for k, _ in differ})} weights differ, e.g. {min(differ)[0]}'
+        )
     model.load_state_dict(state)
 
-def _resnet_tiny(**kwargs): return ResNet(BasicBlock, [1, 1, 1, 1], channels=(16, 32, 48, 64), stem_type='deep', stem_width=8, **kwargs)
+
+def _resnet_tiny(**kwargs):
+    return ResNet(
+        BasicBlock,
+        [1, 1, 1, 1],
+        channels=(16, 32, 48, 64),
+        stem_type='deep',
+        stem_width=8,
+        **kwargs,
+    )
+
 
 def _wrn_37_2(**kwargs):
-    model = ResNetV2([4]*4, (32, 64, 128, 256), stem_chs=16, basic=True, bottle_ratio=1., conv_layer=create_conv2d, norm_layer=BatchNormAct2d, act_layer=partial(nn.LeakyReLU, .1), **kwargs)
+    model = ResNetV2(
+        [4] * 4,
+        (32, 64, 128, 256),
+        stem_chs=16,
+        basic=True,
+        bottle_ratio=1.0,
+        conv_layer=create_conv2d,
+        norm_layer=BatchNormAct2d,
+        act_layer=partial(nn.LeakyReLU, 0.1),
+        **kwargs,
+    )
     model.stem, first = create_conv2d(3, 16, 3), model.stages[0].blocks[0]
     first.conv1.stride = first.downsample.conv.stride = (2, 2)
     return model
 
-OWN = {'resnet_tiny': (_resnet_tiny, 'fc'), 'wrn_37_2': (_wrn_37_2, 'head.fc')} # how to build it, and the name of its head
+
+OWN = {
+    'resnet_tiny': (_resnet_tiny, 'fc'),
+    'wrn_37_2': (_wrn_37_2, 'head.fc'),
+}  # how to build it, and the name of its head
+
 
 def create_classifier(
-    name:str='resnet_tiny', # one of OWN, or a name that timm knows ('resnet50', 'swinv2_tiny_window8_256', 'hf-hub:...')
-    num_classes:int=10, # outputs
-    image_size:int=32, # side of the images, in pixels
-    pretrained:bool=False, # timm's pretrained weights (downloaded); the head is new if the classes differ
-    drop_rate:float=0., # dropout before the head, 0 to 1
-    seed:int=0, # of the starting weights
-    checkpoint:str|Path|None=None # local weights, read as weights only; a head of another width stays new
-) -> nn.Module: # (B,3,image_size,image_size), normalised -> logits (B,num_classes)
+    name: str = 'resnet_tiny',  # one of OWN, or a name that timm knows ('resnet50', 'swinv2_tiny_window8_256', 'hf-hub:...')
+    num_classes: int = 10,  # outputs
+    image_size: int = 32,  # side of the images, in pixels
+    pretrained: bool = False,  # timm's pretrained weights (downloaded); the head is new if the classes differ
+    drop_rate: float = 0.0,  # dropout before the head, 0 to 1
+    seed: int = 0,  # of the starting weights
+    checkpoint: str
+    | Path
+    | None = None,  # local weights, read as weights only; a head of another width stays new
+) -> nn.Module:  # (B,3,image_size,image_size), normalised -> logits (B,num_classes)
     "A classifier with reproducible weights. Raises `ValueError` for an unknown name or weights of another model"
     kwargs = dict(num_classes=num_classes, drop_rate=drop_rate)
     with seeded(seed):
         if name in OWN:
-            if pretrained: raise ValueError(f"{name} has no pretrained weights: give checkpoint=, or a timm model's name")
+            if pretrained:
+                raise ValueError(
+                    f"{name} has no pretrained weights: give checkpoint=, or a timm model's name"
+                )
             model = OWN[name][0](**kwargs)
-            model.pretrained_cfg = dict(architecture=name, mean=(.5,)*3, std=(.5,)*3, classifier=OWN[name][1])
+            model.pretrained_cfg = dict(
+                architecture=name, mean=(0.5,) * 3, std=(0.5,) * 3, classifier=OWN[name][1]
+            )
         else:
             if not (':' in name or timm.is_model(name)):
                 near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], 5, 0)
                 raise ValueError(f"timm knows no model '{name}'. Nearest names: {', '.join(near)}")
             fixed = ':' not in name and timm.get_pretrained_cfg(name).fixed_input_size
-            model = timm.create_model(name, pretrained=pretrained, **kwargs, **dict(img_size=image_size) if fixed else {})
+            model = timm.create_model(
+                name, pretrained=pretrained, **kwargs, **dict(img_size=image_size) if fixed else {}
+            )
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, image_size, image_size)}
-    if checkpoint is not None: _load(model, checkpoint)
+    if checkpoint is not None:
+        _load(model, checkpoint)
     return model
 
 # %% ../../nbs/4_classify/04_training.ipynb #d90b4628
 POLICIES = 'original', 'cutmix', 'random_erase', 'randaugment', 'strong'
 
+
 def train_transform(
-    image_size:int, # side of the result, in pixels
-    policy:str='original', # one of POLICIES; 'cutmix' is as 'original' here, the mixing follows in `fit`
-    flip:bool=True, # mirror left and right half the time; False where that changes the class (digits, text)
-    scale:tuple=(.6, 1.), # the crop's share of the area, from and to
-    ratio:tuple=(3/4, 4/3), # the crop's width / height, from and to
-    mean:tuple=(.5,)*3, # per channel, of pixels in 0..1
-    std:tuple=(.5,)*3 # per channel
-) -> Callable: # PIL image -> float (3,image_size,image_size), normalised
+    image_size: int,  # side of the result, in pixels
+    policy: str = 'original',  # one of POLICIES; 'cutmix' is as 'original' here, the mixing follows in `fit`
+    flip: bool = True,  # mirror left and right half the time; False where that changes the class (digits, text)
+    scale: tuple = (0.6, 1.0),  # the crop's share of the area, from and to
+    ratio: tuple = (3 / 4, 4 / 3),  # the crop's width / height, from and to
+    mean: tuple = (0.5,) * 3,  # per channel, of pixels in 0..1
+    std: tuple = (0.5,) * 3,  # per channel
+) -> Callable:  # PIL image -> float (3,image_size,image_size), normalised
     "Augmentation of one image. Raises `ValueError` for an unknown policy"
-    if policy not in POLICIES: raise ValueError(f"no policy '{policy}': choose one of {', '.join(POLICIES)}")
-    with_operations = lambda n: create_transform(image_size, is_training=True, scale=scale, ratio=ratio, hflip=.5*flip, color_jitter=None,
-        auto_augment=f'rand-m9-n{n}-mstd0-inc1' if n else None, interpolation='bicubic', mean=mean, std=std).transforms
+    if policy not in POLICIES:
+        raise ValueError(f"no policy '{policy}': choose one of {', '.join(POLICIES)}")
+    with_operations = lambda n: create_transform(
+        image_size,
+        is_training=True,
+        scale=scale,
+        ratio=ratio,
+        hflip=0.5 * flip,
+        color_jitter=None,
+        auto_augment=f'rand-m9-n{n}-mstd0-inc1' if n else None,
+        interpolation='bicubic',
+        mean=mean,
+        std=std,
+    ).transforms
     steps = with_operations(2 if policy in ('randaugment', 'strong') else 0)
-    if policy == 'strong': steps = [RandomChoice([a, b]) if isinstance(a, RandAugment) else a for a, b in zip(steps, with_operations(3))]
-    return Compose([*steps, RandomErasing(.5, .02, 1/3, device='cpu')] if policy in ('random_erase', 'strong') else steps)
+    if policy == 'strong':
+        steps = [
+            RandomChoice([a, b]) if isinstance(a, RandAugment) else a
+            for a, b in zip(steps, with_operations(3))
+        ]
+    return Compose(
+        [*steps, RandomErasing(0.5, 0.02, 1 / 3, device='cpu')]
+        if policy in ('random_erase', 'strong')
+        else steps
+    )
 
 # %% ../../nbs/4_classify/04_training.ipynb #89c8aaaf
 def augment(
-    images:list, # PIL images
-    transform:Compose # from `train_transform`
-) -> Tensor: # float (B,3,image_size,image_size)
+    images: list,  # PIL images
+    transform: Compose,  # from `train_transform`
+) -> Tensor:  # float (B,3,image_size,image_size)
     "Augmentation of a batch: what ends in bytes for each image, the rest on all of them together"
     k = next(i for i, t in enumerate(transform.transforms) if isinstance(t, MaybeToTensor))
-    on_image, normalize, on_batch = Compose(transform.transforms[:k]), transform.transforms[k+1], transform.transforms[k+2:]
-    x = torch.from_numpy(np.stack([np.asarray(on_image(image)) for image in images])).float().div_(255)   # (B,H,W,3)
+    on_image, normalize, on_batch = (
+        Compose(transform.transforms[:k]),
+        transform.transforms[k + 1],
+        transform.transforms[k + 2 :],
+    )
+    x = (
+        torch.from_numpy(np.stack([np.asarray(on_image(image)) for image in images]))
+        .float()
+        .div_(255)
+    )  # (B,H,W,3)
     x.flatten(2).sub_(normalize.mean.repeat(x.shape[2])).div_(normalize.std.repeat(x.shape[2]))
     return Compose(on_batch)(x.permute(0, 3, 1, 2))
 
 # %% ../../nbs/4_classify/04_training.ipynb #6448f382
-def _endless(n, *seed): # 0..n-1, reshuffled after every pass
+def _endless(n, *seed):  # 0..n-1, reshuffled after every pass
     rng = np.random.default_rng(seed)
-    while True: yield from rng.permutation(n).tolist()
+    while True:
+        yield from rng.permutation(n).tolist()
+
 
 MIXINGS = 'ratio', 'pool', 'replace', 'warmup'
 
-def _replaced(batch, variants, share, rng): # each real image by one of its variants, with a probability
-    return [int(rng.choice(variants[i])) if variants[i] and rng.random() < share else i for i in batch]
+
+def _replaced(
+    batch, variants, share, rng
+):  # each real image by one of its variants, with a probability
+    return [
+        int(rng.choice(variants[i])) if variants[i] and rng.random() < share else i for i in batch
+    ]
+
 
 def batches(
-    n_real:int, # real images; indices 0..n_real-1
-    n_synthetic:int, # synthetic images; the indices that follow; may be 0
-    updates:int, # how many batches
-    batch_size:int=64, # images per batch
-    synthetic_fraction:float=.5, # of 'ratio': share of synthetic images in every batch, 0 to 1 (none if there are no synthetic images); 'replace': probability; 'warmup': share of updates
-    seed:int=0, # of the order
-    mixing:str='ratio', # one of MIXINGS
-    origins:list[int]|None=None # of 'replace': for each synthetic image the index of the real image it was made from
-) -> list[list[int]]: # `updates` lists of `batch_size` indices
+    n_real: int,  # real images; indices 0..n_real-1
+    n_synthetic: int,  # synthetic images; the indices that follow; may be 0
+    updates: int,  # how many batches
+    batch_size: int = 64,  # images per batch
+    synthetic_fraction: float = 0.5,  # of 'ratio': share of synthetic images in every batch, 0 to 1 (none if there are no synthetic images); 'replace': probability; 'warmup': share of updates
+    seed: int = 0,  # of the order
+    mixing: str = 'ratio',  # one of MIXINGS
+    origins: list[int]
+    | None = None,  # of 'replace': for each synthetic image the index of the real image it was made from
+) -> list[list[int]]:  # `updates` lists of `batch_size` indices
     "Which images each update sees. The real ones come in the same order whatever the synthetic ones are (but for 'pool')"
-    if mixing not in MIXINGS: raise ValueError(f"no mixing '{mixing}': choose one of {', '.join(MIXINGS)}")
-    if not 0 <= synthetic_fraction <= 1: raise ValueError(f'synthetic_fraction is {synthetic_fraction}: give a share between 0 and 1')
-    real, synthetic, rng = _endless(n_real, seed, 0), _endless(n_synthetic, seed, 1), np.random.default_rng([seed, 2])
+    if mixing not in MIXINGS:
+        raise ValueError(f"no mixing '{mixing}': choose one of {', '.join(MIXINGS)}")
+    if not 0 <= synthetic_fraction <= 1:
+        raise ValueError(
+            f'synthetic_fraction is {synthetic_fraction}: give a share between 0 and 1'
+        )
+    real, synthetic, rng = (
+        _endless(n_real, seed, 0),
+        _endless(n_synthetic, seed, 1),
+        np.random.default_rng([seed, 2]),
+    )
     if n_synthetic and mixing == 'pool':
         pool = _endless(n_real + n_synthetic, seed, 3)
         return [[*islice(pool, batch_size)] for _ in range(updates)]
     if n_synthetic and mixing == 'replace':
-        if origins is None or len(origins) != n_synthetic: raise ValueError(f"mixing 'replace' needs the real image of each of {n_synthetic} synthetic ones: give origins")
+        if origins is None or len(origins) != n_synthetic:
+            raise ValueError(
+                f"mixing 'replace' needs the real image of each of {n_synthetic} synthetic ones: give origins"
+            )
         variants = {i: [n_real + j for j, o in enumerate(origins) if o == i] for i in range(n_real)}
-        return [_replaced([*islice(real, batch_size)], variants, synthetic_fraction, rng) for _ in range(updates)]
-    k = round((updates if mixing == 'warmup' else batch_size)*synthetic_fraction) if n_synthetic else 0
-    parts = [batch_size*(step < k) if mixing == 'warmup' else k for step in range(updates)]
-    return [rng.permutation([*islice(real, batch_size - k), *(n_real + i for i in islice(synthetic, k))]).tolist() for k in parts]
+        return [
+            _replaced([*islice(real, batch_size)], variants, synthetic_fraction, rng)
+            for _ in range(updates)
+        ]
+    k = (
+        round((updates if mixing == 'warmup' else batch_size) * synthetic_fraction)
+        if n_synthetic
+        else 0
+    )
+    parts = [batch_size * (step < k) if mixing == 'warmup' else k for step in range(updates)]
+    return [
+        rng.permutation(
+            [*islice(real, batch_size - k), *(n_real + i for i in islice(synthetic, k))]
+        ).tolist()
+        for k in parts
+    ]
 
 # %% ../../nbs/4_classify/04_training.ipynb #7ee00d42
 class Augmented(Dataset):
     "Images decoded once, augmented when asked for: a batch is (transformed images, targets)"
-    def __init__(self,
-        parts:list[Images], # one after the other
-        targets:list[int], # of all images
-        image_size:int, # side, in pixels
-        transform:Compose # from `train_transform`
+
+    def __init__(
+        self,
+        parts: list[Images],  # one after the other
+        targets: list[int],  # of all images
+        image_size: int,  # side, in pixels
+        transform: Compose,  # from `train_transform`
     ):
-        self.pictures = [Image.fromarray(p) for part in parts for p in stack(part, image_size).permute(0, 2, 3, 1).numpy()]
+        self.pictures = [
+            Image.fromarray(p)
+            for part in parts
+            for p in stack(part, image_size).permute(0, 2, 3, 1).numpy()
+        ]
         self.targets, self.transform = torch.tensor(targets), transform
-    def images(self, indices): return [self.pictures[i] for i in indices]
-    def __getitems__(self, indices): return augment(self.images(indices), self.transform), self.targets[indices]
-    def __len__(self): return len(self.pictures)
+
+    def images(self, indices):
+        return [self.pictures[i] for i in indices]
+
+    def __getitems__(self, indices):
+        return augment(self.images(indices), self.transform), self.targets[indices]
+
+    def __len__(self):
+        return len(self.pictures)
+
 
 class Views(Augmented):
     "Two views of an image: a batch is (weak views, strong views of the unlabelled images (target -1), or of all if `both`, targets)"
-    def __init__(self, parts, targets, image_size, weak, strong): super().__init__(parts, targets, image_size, weak); self.strong, self.both = strong, False
+
+    def __init__(self, parts, targets, image_size, weak, strong):
+        super().__init__(parts, targets, image_size, weak)
+        self.strong, self.both = strong, False
+
     def __getitems__(self, indices):
         weak, y = super().__getitems__(indices)
         looked_at = [i for i, t in zip(indices, y.tolist()) if self.both or t < 0]
         return weak, augment(self.images(looked_at), self.strong) if looked_at else weak[:0], y
 
+
 def targets_as(
-    images:Images, # with classes in any order
-    classes:list[str] # of the real images
-) -> list[int]: # indices into `classes`
+    images: Images,  # with classes in any order
+    classes: list[str],  # of the real images
+) -> list[int]:  # indices into `classes`
     "The targets of images, matched by the classes' names. Raises `ValueError` for a class that is not among them"
     if unknown := sorted(set(images.classes) - set(classes)):
-        raise ValueError(f'synthetic images of unknown class {", ".join(unknown)}: the real classes are {", ".join(classes)}')
+        raise ValueError(
+            f'synthetic images of unknown class {", ".join(unknown)}: the real classes are {", ".join(classes)}'
+        )
     return [classes.index(images.classes[t]) for t in images.targets]
 
+
 def check_outputs(
-    model:nn.Module, # from `create_classifier`
-    classes:list[str] # of the real images
+    model: nn.Module,  # from `create_classifier`
+    classes: list[str],  # of the real images
 ):
     "Raises `ValueError` if a model was made for another number of classes"
     if (outputs := getattr(model, 'num_classes', len(classes))) != len(classes):
-        raise ValueError(f'the model has {outputs} outputs for {len(classes)} classes: create it with num_classes={len(classes)}')
+        raise ValueError(
+            f'the model has {outputs} outputs for {len(classes)} classes: create it with num_classes={len(classes)}'
+        )
+
 
 def transform_for(
-    model:nn.Module, # from `create_classifier`: gives size, mean and standard deviation
-    policy:str='original', # see `train_transform`
-    image_size:int|None=None, # side, in pixels; None: the model's
-    **kwargs # of `train_transform`
-) -> Callable: # PIL image -> float (3,image_size,image_size), normalised
+    model: nn.Module,  # from `create_classifier`: gives size, mean and standard deviation
+    policy: str = 'original',  # see `train_transform`
+    image_size: int | None = None,  # side, in pixels; None: the model's
+    **kwargs,  # of `train_transform`
+) -> Callable:  # PIL image -> float (3,image_size,image_size), normalised
     "The training augmentation in the form that a model expects"
     config = resolve_model_data_config(model)
-    return train_transform(image_size or config['input_size'][-1], policy, mean=config['mean'], std=config['std'], **kwargs)
+    return train_transform(
+        image_size or config['input_size'][-1],
+        policy,
+        mean=config['mean'],
+        std=config['std'],
+        **kwargs,
+    )
+
 
 def training_device(
-    device:str|None=None # None: a GPU if there is one
+    device: str | None = None,  # None: a GPU if there is one
 ) -> torch.device:
     "Where a classifier is trained and used"
     return torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
+
 def amp(
-    device:torch.device # where the model is
-) -> torch.autocast: # a context
+    device: torch.device,  # where the model is
+) -> torch.autocast:  # a context
     "bfloat16 on a GPU, nothing on a CPU"
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda', cache_enabled=False) # weights cast under no_grad must not be used again with gradient
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=device.type == 'cuda', cache_enabled=False
+    )  # weights cast under no_grad must not be used again with gradient
 
 # %% ../../nbs/4_classify/04_training.ipynb #0bcb1142
-def _whole(batch): return batch # already collated
+def _whole(batch):
+    return batch  # already collated
+
 
 def load_batches(
-    data:Dataset, # data.__getitems__(indices) is a batch
-    plan:list[list[int]], # the indices of each batch
-    device:torch.device, # where the batches go
-    num_workers:int|None=None # processes that augment; None: 8 for a GPU, none for a CPU
-): # an iterator of lists of tensors
+    data: Dataset,  # data.__getitems__(indices) is a batch
+    plan: list[list[int]],  # the indices of each batch
+    device: torch.device,  # where the batches go
+    num_workers: int | None = None,  # processes that augment; None: 8 for a GPU, none for a CPU
+):  # an iterator of lists of tensors
     "The batches of a plan, on the device"
     workers = (8 if device.type == 'cuda' else 0) if num_workers is None else num_workers
-    for batch in DataLoader(data, batch_sampler=plan, num_workers=workers, collate_fn=_whole, pin_memory=device.type == 'cuda'):
-        yield [t.to(device, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format, non_blocking=True) for t in batch]
+    for batch in DataLoader(
+        data,
+        batch_sampler=plan,
+        num_workers=workers,
+        collate_fn=_whole,
+        pin_memory=device.type == 'cuda',
+    ):
+        yield [
+            t.to(
+                device,
+                memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format,
+                non_blocking=True,
+            )
+            for t in batch
+        ]
 
-def _resume(checkpoint, parts, run): # the step reached and the best state so far; the parts get their state back
-    if checkpoint is None or not Path(checkpoint).exists(): return 0, {}
+
+def _resume(
+    checkpoint, parts, run
+):  # the step reached and the best state so far; the parts get their state back
+    if checkpoint is None or not Path(checkpoint).exists():
+        return 0, {}
     saved = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    if saved['run'] != run: raise ValueError(f'{checkpoint} is the checkpoint of a run with other data or settings: give another path, or delete it')
-    for name, part in parts.items(): part.load_state_dict(saved['parts'][name])
+    if saved['run'] != run:
+        raise ValueError(
+            f'{checkpoint} is the checkpoint of a run with other data or settings: give another path, or delete it'
+        )
+    for name, part in parts.items():
+        part.load_state_dict(saved['parts'][name])
     return saved['step'], saved['best']
 
-def _diverged(loss, step, parts, good): # what to say of it; the model gets its last copy back
-    if good: parts['model'].load_state_dict(good[1])
-    return FloatingPointError(f'the loss is {loss} at update {step}: lower lr (it is {parts["optimizer"].defaults["lr"]})' + (f'; the model is as it was at update {good[0]}' if good else ''))
+
+def _diverged(loss, step, parts, good):  # what to say of it; the model gets its last copy back
+    if good:
+        parts['model'].load_state_dict(good[1])
+    return FloatingPointError(
+        f'the loss is {loss} at update {step}: lower lr (it is {parts["optimizer"].defaults["lr"]})'
+        + (f'; the model is as it was at update {good[0]}' if good else '')
+    )
 
 # %% ../../nbs/4_classify/04_training.ipynb #679982bd
 def train_loop(
-    parts:dict, # all that changes, by name, each with a state_dict: 'model', 'optimizer', 'schedule' and, e.g., 'ema'
-    loss:Callable, # of the tensors of one batch, on the model's device -> a scalar; under `amp`
-    data:Dataset, # data.__getitems__(indices) is a batch
-    plan:list[list[int]], # the indices of each update
-    result:nn.Module, # the model that is validated and returned
+    parts: dict,  # all that changes, by name, each with a state_dict: 'model', 'optimizer', 'schedule' and, e.g., 'ema'
+    loss: Callable,  # of the tensors of one batch, on the model's device -> a scalar; under `amp`
+    data: Dataset,  # data.__getitems__(indices) is a batch
+    plan: list[list[int]],  # the indices of each update
+    result: nn.Module,  # the model that is validated and returned
     *,
-    seed:int=0, # of augmentation and dropout
-    num_workers:int|None=None, # processes that augment; with the same number the result is the same; None: 8 for a GPU, none for a CPU
-    checkpoint:str|Path|None=None, # a file that holds the run's state; if it exists, the run goes on from there
-    validation:Images|None=None, # images to choose by: the state with the best accuracy on them is returned, of equal ones the first
-    every:int=100, # updates between two checkpoints or validations, if there are any
-    settings:tuple=() # what else makes it another run; a checkpoint is recognised by it
-) -> nn.Module: # `result`, in eval mode
+    seed: int = 0,  # of augmentation and dropout
+    num_workers: int
+    | None = None,  # processes that augment; with the same number the result is the same; None: 8 for a GPU, none for a CPU
+    checkpoint: str
+    | Path
+    | None = None,  # a file that holds the run's state; if it exists, the run goes on from there
+    validation: Images
+    | None = None,  # images to choose by: the state with the best accuracy on them is returned, of equal ones the first
+    every: int = 100,  # updates between two checkpoints or validations, if there are any
+    settings: tuple = (),  # what else makes it another run; a checkpoint is recognised by it
+) -> nn.Module:  # `result`, in eval mode
     "One optimizer step for each batch of a plan. Raises `FloatingPointError` if the loss is no longer finite; the model is then as it was at the last copy. Raises `ValueError` for another run's checkpoint"
     model, optimizer, schedule = parts['model'], parts['optimizer'], parts['schedule']
-    device, run = next(model.parameters()).device, hashlib.sha256(repr((len(plan), plan[:1], plan[-1:], every, seed, settings)).encode()).hexdigest()
+    device, run = (
+        next(model.parameters()).device,
+        hashlib.sha256(
+            repr((len(plan), plan[:1], plan[-1:], every, seed, settings)).encode()
+        ).hexdigest(),
+    )
     length, good = every if checkpoint or validation else len(plan), None
     step, best = _resume(checkpoint, parts, run)
     bar = tqdm(total=len(plan), initial=step, desc='fit', leave=False)
     while step < len(plan):
         model.train()
         with seeded(int(np.random.default_rng([seed, step]).integers(2**32)) if step else seed):
-            torch.empty((), dtype=torch.int64).random_()                    # not used: tqdm around a loader once drew a seed more, and results should stay as they are
-            for batch in load_batches(data, plan[step:step + length], device, num_workers):
-                with amp(device): value = loss(*batch)
-                if not value.isfinite(): raise _diverged(value.item(), step, parts, good)
-                if good is None or step % 25 == 0: good = step, copy.deepcopy(model.state_dict())
-                optimizer.zero_grad(); value.backward(); optimizer.step(); schedule.step()
-                step += 1; bar.update()
+            torch.empty(
+                (), dtype=torch.int64
+            ).random_()  # not used: tqdm around a loader once drew a seed more, and results should stay as they are
+            for batch in load_batches(data, plan[step : step + length], device, num_workers):
+                with amp(device):
+                    value = loss(*batch)
+                if not value.isfinite():
+                    raise _diverged(value.item(), step, parts, good)
+                if good is None or step % 25 == 0:
+                    good = step, copy.deepcopy(model.state_dict())
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                bar.update()
         if validation:
             score = accuracy(predict(result, validation, device=device), validation.targets)
-            if score > best.get('accuracy', -1): best = dict(accuracy=score, step=step, state={k: v.clone() for k, v in result.state_dict().items()})
+            if score > best.get('accuracy', -1):
+                best = dict(
+                    accuracy=score,
+                    step=step,
+                    state={k: v.clone() for k, v in result.state_dict().items()},
+                )
         if checkpoint:
-            state = dict(run=run, step=step, best=best, parts={name: part.state_dict() for name, part in parts.items()})
+            state = dict(
+                run=run,
+                step=step,
+                best=best,
+                parts={name: part.state_dict() for name, part in parts.items()},
+            )
             write_whole(Path(checkpoint), lambda path: torch.save(state, path))
     bar.close()
-    if best: result.load_state_dict(best['state'])
+    if best:
+        result.load_state_dict(best['state'])
     return result.eval()
 
+
 def optimize(
-    model:nn.Module, # trained in place; parameters that get no gradient stay as they are
-    loss:Callable, # of the tensors of one batch, on the device -> a scalar
-    data:Dataset, # such as `Augmented`
-    plan:list[list[int]], # which of `data` each update sees, from `batches`
+    model: nn.Module,  # trained in place; parameters that get no gradient stay as they are
+    loss: Callable,  # of the tensors of one batch, on the device -> a scalar
+    data: Dataset,  # such as `Augmented`
+    plan: list[list[int]],  # which of `data` each update sees, from `batches`
     *,
-    lr:float=3e-3, # peak learning rate
-    weight_decay:float=.05, # of AdamW
-    device:str|None=None, # None: a GPU if there is one
-    settings:tuple=(), # see `train_loop`
-    **kwargs # `seed`, `num_workers`, `checkpoint`, `validation`, `every` of `train_loop`
-) -> nn.Module: # the model, in eval mode
+    lr: float = 3e-3,  # peak learning rate
+    weight_decay: float = 0.05,  # of AdamW
+    device: str | None = None,  # None: a GPU if there is one
+    settings: tuple = (),  # see `train_loop`
+    **kwargs,  # `seed`, `num_workers`, `checkpoint`, `validation`, `every` of `train_loop`
+) -> nn.Module:  # the model, in eval mode
     "`train_loop` with AdamW and one cycle"
     model = model.to(training_device(device), memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(plan))
-    return train_loop(dict(model=model, optimizer=optimizer, schedule=schedule), loss, data, plan, model, settings=(lr, weight_decay, *settings), **kwargs)
+    return train_loop(
+        dict(model=model, optimizer=optimizer, schedule=schedule),
+        loss,
+        data,
+        plan,
+        model,
+        settings=(lr, weight_decay, *settings),
+        **kwargs,
+    )
 
 # %% ../../nbs/4_classify/04_training.ipynb #23120813
 def fit(
-    model:nn.Module, # from `create_classifier`; trained in place
-    real:Images, # labelled real images
-    synthetic:Images|None=None, # labelled synthetic images; classes are matched by name
+    model: nn.Module,  # from `create_classifier`; trained in place
+    real: Images,  # labelled real images
+    synthetic: Images | None = None,  # labelled synthetic images; classes are matched by name
     *,
-    policy:str='original', # classic augmentation, of real and synthetic images alike; see `train_transform`
-    updates:int=400, # optimizer steps, whatever the amount of data
-    batch_size:int=64, # images per update; even for 'cutmix'
-    synthetic_fraction:float=.5, # see `batches`
-    mixing:str='ratio', # how synthetic images are used; see `batches`
-    origins:list[int]|None=None, # see `batches`
-    image_size:int|None=None, # side, in pixels; None: the model's
-    flip:bool=True, # see `train_transform`
-    scale:tuple=(.6, 1.), # see `train_transform`
-    seed:int=0, # of order, augmentation and dropout
-    label_smoothing:float=0., # 0 to 1
-    **kwargs # of `optimize`: `lr`, `weight_decay`, `device`, `num_workers`, `checkpoint`, `validation`, `every`
-) -> nn.Module: # the model, in eval mode
+    policy: str = 'original',  # classic augmentation, of real and synthetic images alike; see `train_transform`
+    updates: int = 400,  # optimizer steps, whatever the amount of data
+    batch_size: int = 64,  # images per update; even for 'cutmix'
+    synthetic_fraction: float = 0.5,  # see `batches`
+    mixing: str = 'ratio',  # how synthetic images are used; see `batches`
+    origins: list[int] | None = None,  # see `batches`
+    image_size: int | None = None,  # side, in pixels; None: the model's
+    flip: bool = True,  # see `train_transform`
+    scale: tuple = (0.6, 1.0),  # see `train_transform`
+    seed: int = 0,  # of order, augmentation and dropout
+    label_smoothing: float = 0.0,  # 0 to 1
+    **kwargs,  # of `optimize`: `lr`, `weight_decay`, `device`, `num_workers`, `checkpoint`, `validation`, `every`
+) -> nn.Module:  # the model, in eval mode
     "Train for exactly `updates` steps. Raises `FloatingPointError` if the loss is no longer finite"
-    size, cutmix, classes = image_size or resolve_model_data_config(model)['input_size'][-1], policy == 'cutmix', real.classes
-    if cutmix and batch_size % 2: raise ValueError(f'batch_size is {batch_size}: cutmix pairs images and needs an even number')
+    size, cutmix, classes = (
+        image_size or resolve_model_data_config(model)['input_size'][-1],
+        policy == 'cutmix',
+        real.classes,
+    )
+    if cutmix and batch_size % 2:
+        raise ValueError(
+            f'batch_size is {batch_size}: cutmix pairs images and needs an even number'
+        )
     check_outputs(model, classes)
     parts = [real, synthetic] if synthetic else [real]
     targets = [t for part in parts for t in targets_as(part, classes)]
-    data = Augmented(parts, targets, size, transform_for(model, policy, size, flip=flip, scale=scale))
-    plan = batches(len(real), len(synthetic or ()), updates, batch_size, synthetic_fraction, seed, mixing, origins)
-    mix = Mixup(mixup_alpha=0, cutmix_alpha=1., label_smoothing=label_smoothing, num_classes=len(classes)) if cutmix else lambda x, y: (x, y)
-    smooth = 0. if cutmix else label_smoothing                                                # Mixup smooths its labels itself
+    data = Augmented(
+        parts, targets, size, transform_for(model, policy, size, flip=flip, scale=scale)
+    )
+    plan = batches(
+        len(real),
+        len(synthetic or ()),
+        updates,
+        batch_size,
+        synthetic_fraction,
+        seed,
+        mixing,
+        origins,
+    )
+    mix = (
+        Mixup(
+            mixup_alpha=0,
+            cutmix_alpha=1.0,
+            label_smoothing=label_smoothing,
+            num_classes=len(classes),
+        )
+        if cutmix
+        else lambda x, y: (x, y)
+    )
+    smooth = 0.0 if cutmix else label_smoothing  # Mixup smooths its labels itself
+
     def loss(x, y):
         x, y = mix(x, y)
         return F.cross_entropy(model(x).float(), y, label_smoothing=smooth)
-    return optimize(model, loss, data, plan, seed=seed, settings=(policy, size, flip, scale, label_smoothing, [part.keys for part in parts], targets), **kwargs)
+
+    return optimize(
+        model,
+        loss,
+        data,
+        plan,
+        seed=seed,
+        settings=(
+            policy,
+            size,
+            flip,
+            scale,
+            label_smoothing,
+            [part.keys for part in parts],
+            targets,
+        ),
+        **kwargs,
+    )
 
 # %% ../../nbs/4_classify/04_training.ipynb #2f20d042
 @torch.no_grad()
 def predict(
-    model:nn.Module, # from `fit`
-    images:Images, # N images
-    image_size:int|None=None, # side of the centred square, in pixels; None: the model's
-    batch_size:int=256, # images at a time
-    device:str|None=None # None: a GPU if there is one
-) -> Tensor: # float32 (N,C) probabilities, on the CPU
+    model: nn.Module,  # from `fit`
+    images: Images,  # N images
+    image_size: int | None = None,  # side of the centred square, in pixels; None: the model's
+    batch_size: int = 256,  # images at a time
+    device: str | None = None,  # None: a GPU if there is one
+) -> Tensor:  # float32 (N,C) probabilities, on the CPU
     "Class probabilities, without augmentation"
     config, device = resolve_model_data_config(model), training_device(device)
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ('mean', 'std'))
     model, out = model.to(device, memory_format=torch.channels_last).eval(), []
     for x in stack(images, image_size or config['input_size'][-1]).split(batch_size):
-        x = ((x/255 - mean)/std).to(device, memory_format=torch.channels_last)
-        with amp(device): out.append(model(x).float().softmax(1).cpu())
+        x = ((x / 255 - mean) / std).to(device, memory_format=torch.channels_last)
+        with amp(device):
+            out.append(model(x).float().softmax(1).cpu())
     return torch.cat(out)
 
+
 def accuracy(
-    probs:Tensor, # (N,C), from `predict`
-    targets:list[int] # N class indices
-) -> float: # 0 to 1
+    probs: Tensor,  # (N,C), from `predict`
+    targets: list[int],  # N class indices
+) -> float:  # 0 to 1
     "Share of images whose most probable class is the true one"
     return (probs.argmax(1) == torch.as_tensor(targets)).float().mean().item()
 
 # %% ../../nbs/4_classify/04_training.ipynb #90527477
 def save_classifier(
-    model:nn.Module, # from `create_classifier`, trained
-    classes:list[str], # in the order of its outputs
-    folder:str|Path, # made if missing
-    **about # for the record, of what json can write
+    model: nn.Module,  # from `create_classifier`, trained
+    classes: list[str],  # in the order of its outputs
+    folder: str | Path,  # made if missing
+    **about,  # for the record, of what json can write
 ):
     "Write a classifier as timm does"
     check_outputs(model, classes)
-    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format) # safetensors wants plain tensors
+    model = (
+        copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    )  # safetensors wants plain tensors
     save_for_hf(model, folder, dict(label_names=list(classes), **about), safe_serialization=True)
 
+
 def load_classifier(
-    folder:str|Path # from `save_classifier`
-) -> tuple[nn.Module, list[str]]: # the model in eval mode, for `predict`, and the names of its outputs
+    folder: str | Path,  # from `save_classifier`
+) -> tuple[
+    nn.Module, list[str]
+]:  # the model in eval mode, for `predict`, and the names of its outputs
     "Read a classifier. Raises `FileNotFoundError` if there is none"
-    path = Path(folder)/'config.json'
-    if not path.is_file(): raise FileNotFoundError(f'{folder} holds no classifier: give a folder written by `dreamda train` or `save_classifier`')
+    path = Path(folder) / 'config.json'
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{folder} holds no classifier: give a folder written by `dreamda train` or `save_classifier`'
+        )
     config = json.loads(path.read_text())
-    model = create_classifier(config['architecture'], config['num_classes'], config['pretrained_cfg']['input_size'][-1], checkpoint=Path(folder)/'model.safetensors')
+    model = create_classifier(
+        config['architecture'],
+        config['num_classes'],
+        config['pretrained_cfg']['input_size'][-1],
+        checkpoint=Path(folder) / 'model.safetensors',
+    )
     return model.eval(), config['label_names']

@@ -6,7 +6,12 @@
 __all__ = ['CALTECH_NAMES', 'GITHUB', 'CALTECH', 'NAMED', 'Public', 'data_home', 'load_named']
 
 # %% ../../nbs/1_data/04_datasets.ipynb #46b476cc
-import hashlib, os, re, shutil, zipfile
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -14,7 +19,6 @@ from io import BytesIO
 from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable
 
 import torch
 from PIL import Image
@@ -37,73 +41,106 @@ from dreamda.data.images import (
 @dataclass(frozen=True)
 class Public:
     "A public dataset: where it is, whose it is, and what must come out"
-    read:Callable # root -> Source; downloads what is not there
-    counts:tuple # images of train, val and test; None for a part that it does not have
-    classes:int # how many
-    home:str # where a person finds it
-    holds:str # what `root` holds when it is there
-    licence:str
-    citation:str
-    keys:str='' # the hash of all images' keys; '' where the counts must do
 
-def data_home() -> Path: # below which datasets are looked for and downloaded to
+    read: Callable  # root -> Source; downloads what is not there
+    counts: tuple  # images of train, val and test; None for a part that it does not have
+    classes: int  # how many
+    home: str  # where a person finds it
+    holds: str  # what `root` holds when it is there
+    licence: str
+    citation: str
+    keys: str = ''  # the hash of all images' keys; '' where the counts must do
+
+
+def data_home() -> Path:  # below which datasets are looked for and downloaded to
     "$DREAMDA_DATA, or ~/.cache/dreamda/data"
     return Path(os.environ.get('DREAMDA_DATA', '~/.cache/dreamda/data')).expanduser()
 
-def _images(files, names): # Images of paths with the name of each one's class; a slash in a name would look like a folder
+
+def _images(
+    files, names
+):  # Images of paths with the name of each one's class; a slash in a name would look like a folder
     names = [n.replace('/', '-') for n in names]
     index = {n: i for i, n in enumerate(sorted(set(names)))}
-    return Images(files, [f'{n}/{f.name}' for f, n in zip(files, names)], [index[n] for n in names], list(index))
+    return Images(
+        files,
+        [f'{n}/{f.name}' for f, n in zip(files, names)],
+        [index[n] for n in names],
+        list(index),
+    )
 
 # %% ../../nbs/1_data/04_datasets.ipynb #3f16c424
 def _caltech101(root):
     Caltech101(root, download=True)
-    images = load_folder(root/'caltech101'/'101_ObjectCategories')
+    images = load_folder(root / 'caltech101' / '101_ObjectCategories')
     kept = [i for i, t in enumerate(images.targets) if images.classes[t] != 'BACKGROUND_Google']
-    train, test = _hash_part(_images([images.items[i] for i in kept], [images.classes[images.targets[i]] for i in kept]), 30)
+    train, test = _hash_part(
+        _images([images.items[i] for i in kept], [images.classes[images.targets[i]] for i in kept]),
+        30,
+    )
     return Source('', train, test=test)
+
 
 def _cars(root):
     parts = (StanfordCars(root, split) for split in ('train', 'test'))
-    train, test = (_images([Path(f) for f, _ in p._samples], [p.classes[t] for _, t in p._samples]) for p in parts)
+    train, test = (
+        _images([Path(f) for f, _ in p._samples], [p.classes[t] for _, t in p._samples])
+        for p in parts
+    )
     return Source('', train, test=test)
+
 
 def _pets(root):
     parts = (OxfordIIITPet(root, split, download=True) for split in ('trainval', 'test'))
     train, test = (_images(p._images, [p.classes[t] for t in p._labels]) for p in parts)
     return Source('', train, test=test)
 
+
 def _stl10(root):
-    if not (root/'stl10_binary').is_dir(): STL10(root, 'test', download=True)
+    if not (root / 'stl10_binary').is_dir():
+        STL10(root, 'test', download=True)
     return Source('', load_stl10(root), test=load_stl10(root, 'test'))
 
 # %% ../../nbs/1_data/04_datasets.ipynb #6e6b422f
 @contextmanager
-def _unpacked(url, root): # a zip archive's files, in a folder beside `root` that goes away
+def _unpacked(url, root):  # a zip archive's files, in a folder beside `root` that goes away
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root.parent) as tmp:
         torch.hub.download_url_to_file(url, f'{tmp}/archive.zip')
         shutil.unpack_archive(f'{tmp}/archive.zip', f'{tmp}/files')
-        yield Path(tmp)/'files'
+        yield Path(tmp) / 'files'
+
 
 def _shenzhen(root):
     found = lambda: sorted(root.rglob('CHNCXR_[0-9]*_[01].png'), key=lambda f: f.name)
     if not found():
-        with _unpacked('https://openi.nlm.nih.gov/imgs/collections/ChinaSet_AllFiles.zip', root) as files: os.replace(files, root)
-    test, train = _hash_part(_images(found(), [('normal', 'tuberculosis')[int(f.stem[-1])] for f in found()]), 66)
+        with _unpacked(
+            'https://openi.nlm.nih.gov/imgs/collections/ChinaSet_AllFiles.zip', root
+        ) as files:
+            os.replace(files, root)
+    test, train = _hash_part(
+        _images(found(), [('normal', 'tuberculosis')[int(f.stem[-1])] for f in found()]), 66
+    )
     return Source('', train, test=test)
 
 # %% ../../nbs/1_data/04_datasets.ipynb #2af270b3
-def _sha(text): return hashlib.sha256(text.encode()).hexdigest()
+def _sha(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 _square = Compose([Resize(96, InterpolationMode.LANCZOS), CenterCrop(96)])
 
-def _prepared(root, repo, commit, choose): # choose: the repository's folder -> (part, class, file) of each image
+
+def _prepared(
+    root, repo, commit, choose
+):  # choose: the repository's folder -> (part, class, file) of each image
     with _unpacked(f'https://github.com/{repo}/archive/{commit}.zip', root) as files:
-        made = files.parent/'made'
+        made = files.parent / 'made'
         for part, name, file in choose(next(files.iterdir())):
-            (made/part/name).mkdir(parents=True, exist_ok=True)
-            _square(read_image(file)).save(made/part/name/f'{file.stem.lower()}.jpg', quality=90)
+            (made / part / name).mkdir(parents=True, exist_ok=True)
+            _square(read_image(file)).save(
+                made / part / name / f'{file.stem.lower()}.jpg', quality=90
+            )
         os.replace(made, root)
     return load_parts(root)
 
@@ -111,81 +148,214 @@ def _prepared(root, repo, commit, choose): # choose: the repository's folder -> 
 def _clothing(files):
     renamed = dict(longsleeve='long_sleeve', outwear='outerwear')
     for folder, part in dict(train='train', validation='val', test='test').items():
-        for f in sorted((files/folder).glob('*/*.jpg')): yield part, renamed.get(f.parent.name, f.parent.name), f
+        for f in sorted((files / folder).glob('*/*.jpg')):
+            yield part, renamed.get(f.parent.name, f.parent.name), f
+
 
 def _signs(files):
-    for f in sorted((files/'Dataset').glob('[0-9]/*.JPG')):
-        block = int(re.search(r'\d+', f.stem)[0])//100
-        yield 'test' if block in (43, 48, 51, 53) else 'train', f'sign_{DIGITS[int(f.parent.name)]}', f
+    for f in sorted((files / 'Dataset').glob('[0-9]/*.JPG')):
+        block = int(re.search(r'\d+', f.stem)[0]) // 100
+        yield (
+            'test' if block in (43, 48, 51, 53) else 'train',
+            f'sign_{DIGITS[int(f.parent.name)]}',
+            f,
+        )
 
 # %% ../../nbs/1_data/04_datasets.ipynb #84f0f2fd
-CALTECH_NAMES = dict(Faces='face', Faces_easy='face_close_up', Leopards='leopard', Motorbikes='motorbike', airplanes='airplane', water_lilly='water_lily')
+CALTECH_NAMES = dict(
+    Faces='face',
+    Faces_easy='face_close_up',
+    Leopards='leopard',
+    Motorbikes='motorbike',
+    airplanes='airplane',
+    water_lilly='water_lily',
+)
+
 
 def _caltech_small(files):
-    part = {line: p for p in ('train', 'test') for line in (files/f'{p}.txt').read_text().split()}
+    part = {line: p for p in ('train', 'test') for line in (files / f'{p}.txt').read_text().split()}
     chosen = {}
     for line in part:
         folder, file = line.split('/')
-        if folder == 'BACKGROUND_Google': continue
+        if folder == 'BACKGROUND_Google':
+            continue
         name = CALTECH_NAMES.get(folder, folder.lower())
         p = part.get(f'Faces/{file}', part[line]) if folder == 'Faces_easy' else part[line]
-        chosen.setdefault((p, name), []).append(files/'101_ObjectCategories'/folder/file)
+        chosen.setdefault((p, name), []).append(files / '101_ObjectCategories' / folder / file)
     for (p, name), images in chosen.items():
-        for f in sorted(images, key=lambda f: _sha(f'{name}/{f.name.lower()}'))[:dict(train=40, test=20)[p]]: yield p, name, f
+        for f in sorted(images, key=lambda f: _sha(f'{name}/{f.name.lower()}'))[
+            : dict(train=40, test=20)[p]
+        ]:
+            yield p, name, f
 
 # %% ../../nbs/1_data/04_datasets.ipynb #6fdb7927
 def _chest(files):
-    unique = {hashlib.sha256(f.read_bytes()).digest(): f for f in sorted((files/'data').glob('*/*/*.jpeg'), key=lambda f: f.name, reverse=True)} # of copies, the first name
+    unique = {
+        hashlib.sha256(f.read_bytes()).digest(): f
+        for f in sorted((files / 'data').glob('*/*/*.jpeg'), key=lambda f: f.name, reverse=True)
+    }  # of copies, the first name
     made = {}
     for folder in ('NORMAL', 'PNEUMONIA'):
-        patients, mine = {}, sorted((f for f in unique.values() if f.parent.name == folder), key=lambda f: f.name)
-        for f in mine: patients.setdefault(re.match(r'person\d+|(NORMAL2-)?IM-\d+', f.name)[0], []).append(f)
+        patients, mine = (
+            {},
+            sorted((f for f in unique.values() if f.parent.name == folder), key=lambda f: f.name),
+        )
+        for f in mine:
+            patients.setdefault(re.match(r'person\d+|(NORMAL2-)?IM-\d+', f.name)[0], []).append(f)
         test = []
         for p in sorted(patients, key=lambda p: _sha(f'{folder}/{p}')):
-            if len(test) < .2*len(mine): test += patients[p]
+            if len(test) < 0.2 * len(mine):
+                test += patients[p]
         made[folder] = dict(test=test, train=[f for f in mine if f not in test])
     for part, normal in made['NORMAL'].items():
         yield from ((part, 'normal', f) for f in normal)
-        yield from ((part, 'pneumonia', f) for f in sorted(made['PNEUMONIA'][part], key=lambda f: _sha(f.name))[:len(normal)])
+        yield from (
+            (part, 'pneumonia', f)
+            for f in sorted(made['PNEUMONIA'][part], key=lambda f: _sha(f.name))[: len(normal)]
+        )
 
 # %% ../../nbs/1_data/04_datasets.ipynb #d3d06fd6
 GITHUB = 'train/ and test/ (and val/) with a folder of images per class'
 CALTECH = 'Li, Andreeto, Ranzato, Perona: Caltech 101 (2022), doi:10.22002/D1.20086'
 NAMED = {
-    'caltech101': Public(_caltech101, (3030, None, 5647), 101, 'https://data.caltech.edu/records/mzrjq-6wc02', 'caltech101/101_ObjectCategories/<class>/image_0001.jpg ...', 'CC BY 4.0', CALTECH),
-    'stanford-cars': Public(_cars, (8144, None, 8041), 196, 'https://github.com/pytorch/vision/issues/7545 (its home is gone; the thread names copies)',
+    'caltech101': Public(
+        _caltech101,
+        (3030, None, 5647),
+        101,
+        'https://data.caltech.edu/records/mzrjq-6wc02',
+        'caltech101/101_ObjectCategories/<class>/image_0001.jpg ...',
+        'CC BY 4.0',
+        CALTECH,
+    ),
+    'stanford-cars': Public(
+        _cars,
+        (8144, None, 8041),
+        196,
+        'https://github.com/pytorch/vision/issues/7545 (its home is gone; the thread names copies)',
         'stanford_cars/ with devkit/cars_meta.mat and cars_train_annos.mat, cars_train/*.jpg, cars_test/*.jpg, cars_test_annos_withlabels.mat',
-        'none stated; web photos for research', 'Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization (3dRR 2013)'),
-    'oxford-iiit-pet': Public(_pets, (3680, None, 3669), 37, 'https://www.robots.ox.ac.uk/~vgg/data/pets/', 'oxford-iiit-pet/ with images/*.jpg and annotations/trainval.txt, test.txt',
-        'CC BY-SA 4.0', 'Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs (CVPR 2012)'),
-    'stl-10': Public(_stl10, (5000, None, 8000), 10, 'https://cs.stanford.edu/~acoates/stl10/', 'stl10_binary/ with train_X.bin, train_y.bin, test_X.bin, test_y.bin, class_names.txt',
-        'none stated; ImageNet photos for research', 'Coates, Ng, Lee: An Analysis of Single-Layer Networks in Unsupervised Feature Learning (AISTATS 2011)'),
-    'shenzhen-tb': Public(_shenzhen, (530, None, 132), 2, 'https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Shenzhen-Hospital-CXR-Set/index.html',
-        'CHNCXR_0001_0.png ... CHNCXR_0662_1.png, in any folder', 'free with citation (U.S. National Library of Medicine; Shenzhen No. 3 Hospital)',
-        'Jaeger et al.: Two public chest X-ray datasets for computer-aided screening of pulmonary diseases (QIMS 4, 2014)'),
-    'caltech101-small': Public(partial(_prepared, repo='MachineLearning2020/Homework2-Caltech101', commit='836044dd000296b2bb74d0aa4b4e462e459b01d7', choose=_caltech_small),
-        (3530, None, 1763), 101, 'https://github.com/MachineLearning2020/Homework2-Caltech101', GITHUB, 'CC BY 4.0 (Caltech 101; the repository states none)', CALTECH, '87492f92efcba754'),
-    'clothing10': Public(partial(_prepared, repo='alexeygrigorev/clothing-dataset-small', commit='11961516512414bf9f6c150a832cfd21b54a6b54', choose=_clothing),
-        (3068, 341, 372), 10, 'https://github.com/alexeygrigorev/clothing-dataset-small', GITHUB, 'CC0 1.0', 'Grigorev et al.: Clothing dataset, small (2020)', 'd4e76cd4508ef4d3'),
-    'chest_xray_pneumonia': Public(partial(_prepared, repo='szallik/Neural_networks_binary_classification', commit='13b5ee8c7a77d1244a1d4e00c8d0a9f8819423db', choose=_chest),
-        (2526, None, 632), 2, 'https://github.com/szallik/Neural_networks_binary_classification', GITHUB, 'CC BY 4.0 (Mendeley Data; the repository states none)',
-        'Kermany, Zhang, Goldbaum: Chest X-Ray Images (Pneumonia) (2018), doi:10.17632/rscbjbr9sj'),
-    'sign_digits10': Public(partial(_prepared, repo='ardamavi/Sign-Language-Digits-Dataset', commit='4b09433ef9d5c60602e8805bb54b8aa2428527f8', choose=_signs),
-        (1677, None, 385), 10, 'https://github.com/ardamavi/Sign-Language-Digits-Dataset', GITHUB, 'Apache 2.0', 'Mavi: A New Dataset and Proposed CNN Architecture (2020), arXiv:2011.08927', '6d8f1e9e5c75acc2')}
+        'none stated; web photos for research',
+        'Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization (3dRR 2013)',
+    ),
+    'oxford-iiit-pet': Public(
+        _pets,
+        (3680, None, 3669),
+        37,
+        'https://www.robots.ox.ac.uk/~vgg/data/pets/',
+        'oxford-iiit-pet/ with images/*.jpg and annotations/trainval.txt, test.txt',
+        'CC BY-SA 4.0',
+        'Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs (CVPR 2012)',
+    ),
+    'stl-10': Public(
+        _stl10,
+        (5000, None, 8000),
+        10,
+        'https://cs.stanford.edu/~acoates/stl10/',
+        'stl10_binary/ with train_X.bin, train_y.bin, test_X.bin, test_y.bin, class_names.txt',
+        'none stated; ImageNet photos for research',
+        'Coates, Ng, Lee: An Analysis of Single-Layer Networks in Unsupervised Feature Learning (AISTATS 2011)',
+    ),
+    'shenzhen-tb': Public(
+        _shenzhen,
+        (530, None, 132),
+        2,
+        'https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/Shenzhen-Hospital-CXR-Set/index.html',
+        'CHNCXR_0001_0.png ... CHNCXR_0662_1.png, in any folder',
+        'free with citation (U.S. National Library of Medicine; Shenzhen No. 3 Hospital)',
+        'Jaeger et al.: Two public chest X-ray datasets for computer-aided screening of pulmonary diseases (QIMS 4, 2014)',
+    ),
+    'caltech101-small': Public(
+        partial(
+            _prepared,
+            repo='MachineLearning2020/Homework2-Caltech101',
+            commit='836044dd000296b2bb74d0aa4b4e462e459b01d7',
+            choose=_caltech_small,
+        ),
+        (3530, None, 1763),
+        101,
+        'https://github.com/MachineLearning2020/Homework2-Caltech101',
+        GITHUB,
+        'CC BY 4.0 (Caltech 101; the repository states none)',
+        CALTECH,
+        '87492f92efcba754',
+    ),
+    'clothing10': Public(
+        partial(
+            _prepared,
+            repo='alexeygrigorev/clothing-dataset-small',
+            commit='11961516512414bf9f6c150a832cfd21b54a6b54',
+            choose=_clothing,
+        ),
+        (3068, 341, 372),
+        10,
+        'https://github.com/alexeygrigorev/clothing-dataset-small',
+        GITHUB,
+        'CC0 1.0',
+        'Grigorev et al.: Clothing dataset, small (2020)',
+        'd4e76cd4508ef4d3',
+    ),
+    'chest_xray_pneumonia': Public(
+        partial(
+            _prepared,
+            repo='szallik/Neural_networks_binary_classification',
+            commit='13b5ee8c7a77d1244a1d4e00c8d0a9f8819423db',
+            choose=_chest,
+        ),
+        (2526, None, 632),
+        2,
+        'https://github.com/szallik/Neural_networks_binary_classification',
+        GITHUB,
+        'CC BY 4.0 (Mendeley Data; the repository states none)',
+        'Kermany, Zhang, Goldbaum: Chest X-Ray Images (Pneumonia) (2018), doi:10.17632/rscbjbr9sj',
+    ),
+    'sign_digits10': Public(
+        partial(
+            _prepared,
+            repo='ardamavi/Sign-Language-Digits-Dataset',
+            commit='4b09433ef9d5c60602e8805bb54b8aa2428527f8',
+            choose=_signs,
+        ),
+        (1677, None, 385),
+        10,
+        'https://github.com/ardamavi/Sign-Language-Digits-Dataset',
+        GITHUB,
+        'Apache 2.0',
+        'Mavi: A New Dataset and Proposed CNN Architecture (2020), arXiv:2011.08927',
+        '6d8f1e9e5c75acc2',
+    ),
+}
 
 # %% ../../nbs/1_data/04_datasets.ipynb #23068cb9
-def _open_hf(name): # the dataset's parts, and the columns of its images and labels
-    try: import datasets
-    except ImportError as e: raise ImportError(f"hf:{name} needs the library datasets: pip install 'dreamda[optional]'") from e
+def _open_hf(name):  # the dataset's parts, and the columns of its images and labels
+    try:
+        import datasets
+    except ImportError as e:
+        raise ImportError(
+            f"hf:{name} needs the library datasets: pip install 'dreamda[optional]'"
+        ) from e
     path, _, config = name.partition(':')
-    try: parts = datasets.load_from_disk(path) if (Path(path)/'dataset_dict.json').exists() else datasets.load_dataset(path, config or None)
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'no dataset hf:{name} ({str(e).splitlines()[0]}): give a name of the hub, NAME:CONFIG, or a folder') from e
+    try:
+        parts = (
+            datasets.load_from_disk(path)
+            if (Path(path) / 'dataset_dict.json').exists()
+            else datasets.load_dataset(path, config or None)
+        )
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(
+            f'no dataset hf:{name} ({str(e).splitlines()[0]}): give a name of the hub, NAME:CONFIG, or a folder'
+        ) from e
     columns = next(iter(parts.values())).features
-    image, label = ([c for c, f in columns.items() if isinstance(f, kind)] for kind in (datasets.Image, datasets.ClassLabel))
-    if 'label' in label: label = ['label']
+    image, label = (
+        [c for c, f in columns.items() if isinstance(f, kind)]
+        for kind in (datasets.Image, datasets.ClassLabel)
+    )
+    if 'label' in label:
+        label = ['label']
     if (len(image), len(label)) != (1, 1):
-        raise ValueError(f'hf:{name} needs one column of images and one of class labels, it has {", ".join(columns)}: save a copy with these two')
+        raise ValueError(
+            f'hf:{name} needs one column of images and one of class labels, it has {", ".join(columns)}: save a copy with these two'
+        )
     return parts.cast_column(image[0], datasets.Image(decode=False)), image[0], label[0]
+
 
 def _write_hf(name, root):
     parts, image, label = _open_hf(name)
@@ -193,40 +363,65 @@ def _write_hf(name, root):
     with TemporaryDirectory(dir=root.parent) as tmp:
         for split, part in parts.items():
             for i, row in enumerate(part):
-                if row[label] is None or row[label] < 0: continue              # an image without a label
+                if row[label] is None or row[label] < 0:
+                    continue  # an image without a label
                 data = row[image]['bytes'] or Path(row[image]['path']).read_bytes()
-                with Image.open(BytesIO(data)) as opened: ending = f'.{opened.format.lower()}'
-                folder = Path(tmp)/'made'/split/part.features[label].names[row[label]].replace('/', '-')
+                with Image.open(BytesIO(data)) as opened:
+                    ending = f'.{opened.format.lower()}'
+                folder = (
+                    Path(tmp)
+                    / 'made'
+                    / split
+                    / part.features[label].names[row[label]].replace('/', '-')
+                )
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder/f'{i:06d}{ending if ending in EXTENSIONS else ".jpg"}').write_bytes(data)
-        os.replace(Path(tmp)/'made', root)
+                (folder / f'{i:06d}{ending if ending in EXTENSIONS else ".jpg"}').write_bytes(data)
+        os.replace(Path(tmp) / 'made', root)
 
 # %% ../../nbs/1_data/04_datasets.ipynb #872f78ad
 @cache
-def _announce(text): # once, and not by every worker process
-    if parent_process() is None: print(text)
+def _announce(text):  # once, and not by every worker process
+    if parent_process() is None:
+        print(text)
+
 
 def _check(name, public, source, root):
     parts = dict(train=source.train, val=source.val, test=source.test)
     found = tuple(None if p is None else len(p) for p in parts.values())
     if (found, len(source.train.classes)) != (public.counts, public.classes):
-        raise ValueError(f'{root} has {found} train, val and test images of {len(source.train.classes)} classes, {name} has {public.counts} of {public.classes}: fetch it anew, '
-                         f'or give the folder itself as the dataset')
-    keys = '\n'.join(sorted(f'{part}/{k}' for part, p in parts.items() if p is not None for k in p.keys))
-    if public.keys and _sha(keys)[:16] != public.keys: raise ValueError(f'{root} has as many images as {name}, but other ones: fetch it anew, or give the folder itself as the dataset')
+        raise ValueError(
+            f'{root} has {found} train, val and test images of {len(source.train.classes)} classes, {name} has {public.counts} of {public.classes}: fetch it anew, '
+            f'or give the folder itself as the dataset'
+        )
+    keys = '\n'.join(
+        sorted(f'{part}/{k}' for part, p in parts.items() if p is not None for k in p.keys)
+    )
+    if public.keys and _sha(keys)[:16] != public.keys:
+        raise ValueError(
+            f'{root} has as many images as {name}, but other ones: fetch it anew, or give the folder itself as the dataset'
+        )
+
 
 def load_named(
-    name:str, # of `NAMED`, or 'hf:' and a dataset of the Hugging Face hub
-    root:str|Path|None=None # where it lies or goes to; None: its folder in `data_home()`
+    name: str,  # of `NAMED`, or 'hf:' and a dataset of the Hugging Face hub
+    root: str | Path | None = None,  # where it lies or goes to; None: its folder in `data_home()`
 ) -> Source:
     "A public dataset, checked. Raises `FileNotFoundError` with the step by hand if it is not there and cannot be downloaded, `ValueError` if its images are not the published ones"
-    root, public = Path(root or data_home()/name.replace(':', '-').replace('/', '-')), NAMED.get(name)
-    if public is None and not (root/'train').is_dir(): _write_hf(name.removeprefix('hf:'), root)
-    if public is None or (root/'train').is_dir(): source = load_parts(root)
+    root, public = (
+        Path(root or data_home() / name.replace(':', '-').replace('/', '-')),
+        NAMED.get(name),
+    )
+    if public is None and not (root / 'train').is_dir():
+        _write_hf(name.removeprefix('hf:'), root)
+    if public is None or (root / 'train').is_dir():
+        source = load_parts(root)
     else:
-        try: source = public.read(root)
+        try:
+            source = public.read(root)
         except (OSError, RuntimeError, zipfile.BadZipFile) as e:
-            raise FileNotFoundError(f'{name} is not in {root} and could not be downloaded ({str(e).splitlines()[0]}). By hand: get it from {public.home}, so that {root} holds {public.holds}') from e
+            raise FileNotFoundError(
+                f'{name} is not in {root} and could not be downloaded ({str(e).splitlines()[0]}). By hand: get it from {public.home}, so that {root} holds {public.holds}'
+            ) from e
     if public:
         _check(name, public, source, root)
         _announce(f'{name}: {public.licence}. Please cite {public.citation}')

@@ -7,7 +7,9 @@ __all__ = ['FORMATS', 'DIGITS', 'EXTENSIONS', 'read_image', 'Images', 'load_digi
            'load_parts', 'load_data', 'scarce_split', 'fit_square', 'stack', 'write_whole', 'write_folder']
 
 # %% ../../nbs/1_data/01_images.ipynb #d30ad121
-import hashlib, os, shutil
+import hashlib
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,55 +21,102 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 # %% ../../nbs/1_data/01_images.ipynb #2edf708b
-FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM') # whatever a file's name ends in; Pillow runs other programs for some of the others
+FORMATS = (
+    'PNG',
+    'JPEG',
+    'WEBP',
+    'BMP',
+    'TIFF',
+    'GIF',
+    'PPM',
+)  # whatever a file's name ends in; Pillow runs other programs for some of the others
+
 
 def read_image(
-    path:Path # an image file, or an open one
-) -> Image.Image: # RGB, upright, 8 bits a channel
+    path: Path,  # an image file, or an open one
+) -> Image.Image:  # RGB, upright, 8 bits a channel
     "Decode one file. Raises `ValueError` naming the file if that fails"
     try:
-        with Image.open(path, formats=FORMATS) as image: image = ImageOps.exif_transpose(image) # cameras store the rotation as a tag
-        if image.mode[0] == 'I': image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)) # 16 bits
-        if image.mode == 'F': raise ValueError('floats, whose range is not known')
+        with Image.open(path, formats=FORMATS) as image:
+            image = ImageOps.exif_transpose(image)  # cameras store the rotation as a tag
+        if image.mode[0] == 'I':
+            image = Image.fromarray(
+                (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+            )  # 16 bits
+        if image.mode == 'F':
+            raise ValueError('floats, whose range is not known')
         if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+            image = Image.alpha_composite(
+                Image.new('RGBA', image.size, 'white'), image.convert('RGBA')
+            )
         return image.convert('RGB')
     except Exception as e:
-        raise ValueError(f'{path} cannot be read as an image ({e}): replace the file or move it out of the dataset') from e
+        raise ValueError(
+            f'{path} cannot be read as an image ({e}): replace the file or move it out of the dataset'
+        ) from e
 
 # %% ../../nbs/1_data/01_images.ipynb #57846955
 class Images(Dataset):
     "Labelled images: `images[i]` is (RGB PIL image, class index), `images.keys[i]` its stable name `<class>/<file>`"
-    def __init__(self,
-        items:list, # per image a file's path (decoded when asked for), a function that opens it, or a uint8 array (H,W,3)
-        keys:list[str], # per image '<class>/<file>', all different
-        targets:list[int], # per image the index of its class
-        classes:list[str], # the classes' names
-        root:Path|None=None, # the folder the keys are relative to, if there is one
-        skipped:dict|None=None # what was passed over in the folder -> why
+
+    def __init__(
+        self,
+        items: list,  # per image a file's path (decoded when asked for), a function that opens it, or a uint8 array (H,W,3)
+        keys: list[str],  # per image '<class>/<file>', all different
+        targets: list[int],  # per image the index of its class
+        classes: list[str],  # the classes' names
+        root: Path | None = None,  # the folder the keys are relative to, if there is one
+        skipped: dict | None = None,  # what was passed over in the folder -> why
     ):
-        self.items, self.keys, self.targets, self.classes, self.root, self.skipped = items, keys, targets, classes, root, skipped or {}
+        self.items, self.keys, self.targets, self.classes, self.root, self.skipped = (
+            items,
+            keys,
+            targets,
+            classes,
+            root,
+            skipped or {},
+        )
 
-    def __len__(self): return len(self.items)
-    def __repr__(self): return f'Images({len(self)} of {len(self.classes)} classes{f", {self.root}" if self.root else ""})'
+    def __len__(self):
+        return len(self.items)
 
-    def __getitem__(self, i:int) -> tuple[Image.Image, int]:
+    def __repr__(self):
+        return f'Images({len(self)} of {len(self.classes)} classes{f", {self.root}" if self.root else ""})'
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
         item = self.items[i]
-        return (Image.fromarray(item) if isinstance(item, np.ndarray) else read_image(item() if callable(item) else item)), self.targets[i]
+        return (
+            Image.fromarray(item)
+            if isinstance(item, np.ndarray)
+            else read_image(item() if callable(item) else item)
+        ), self.targets[i]
 
     def subset(self, indices) -> 'Images':
         "The images at `indices`, in that order; classes and root stay"
         pick = lambda values: [values[i] for i in indices]
-        return Images(pick(self.items), pick(self.keys), pick(self.targets), self.classes, self.root, self.skipped)
+        return Images(
+            pick(self.items),
+            pick(self.keys),
+            pick(self.targets),
+            self.classes,
+            self.root,
+            self.skipped,
+        )
 
 # %% ../../nbs/1_data/01_images.ipynb #15a95c67
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 
-def load_digits() -> Images: # 1797 images, 32x32, in memory; keys such as 'seven/0123.png'
+
+def load_digits() -> Images:  # 1797 images, 32x32, in memory; keys such as 'seven/0123.png'
     "scikit-learn's handwritten digits, enlarged bicubically"
     from sklearn import datasets
+
     raw = datasets.load_digits()
-    enlarge = lambda x: Image.fromarray((x*(255/16)).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC).convert('RGB')
+    enlarge = (
+        lambda x: Image.fromarray((x * (255 / 16)).round().astype(np.uint8))
+        .resize((32, 32), Image.Resampling.BICUBIC)
+        .convert('RGB')
+    )
     targets = raw.target.tolist()
     keys = [f'{DIGITS[t]}/{i:04d}.png' for i, t in enumerate(targets)]
     return Images([np.array(enlarge(x)) for x in raw.images], keys, targets, DIGITS)
@@ -75,141 +124,234 @@ def load_digits() -> Images: # 1797 images, 32x32, in memory; keys such as 'seve
 # %% ../../nbs/1_data/01_images.ipynb #1198f257
 EXTENSIONS = set('.png .jpg .jpeg .webp .bmp .tif .tiff .gif .ppm'.split())
 
-def _odd(path, root): # why an entry cannot be part of a dataset; '': it can
+
+def _odd(path, root):  # why an entry cannot be part of a dataset; '': it can
     try:
         path.name.encode()
-        return '' if root in path.resolve(strict=True).parents else 'a link that leads out of the folder'
-    except UnicodeEncodeError: return 'its name is not UTF-8'
-    except (OSError, RuntimeError): return 'a link that leads nowhere'
+        return (
+            ''
+            if root in path.resolve(strict=True).parents
+            else 'a link that leads out of the folder'
+        )
+    except UnicodeEncodeError:
+        return 'its name is not UTF-8'
+    except (OSError, RuntimeError):
+        return 'a link that leads nowhere'
 
-def _listing(path, root, skipped=None): # visible entries, sorted by name; the odd ones go to `skipped`, with the reason
+
+def _listing(
+    path, root, skipped=None
+):  # visible entries, sorted by name; the odd ones go to `skipped`, with the reason
     home, good = root.resolve(), []
     for p in sorted((p for p in path.iterdir() if p.name[0] != '.'), key=lambda p: p.name):
-        if not (why := _odd(p, home)): good.append(p)
-        elif skipped is not None: skipped[p.relative_to(root).as_posix().encode(errors='backslashreplace').decode()] = why
+        if not (why := _odd(p, home)):
+            good.append(p)
+        elif skipped is not None:
+            skipped[p.relative_to(root).as_posix().encode(errors='backslashreplace').decode()] = why
     return good
 
+
 def _is_image(path, root, skipped):
-    if path.suffix.lower() in EXTENSIONS and path.is_file(): return True
+    if path.suffix.lower() in EXTENSIONS and path.is_file():
+        return True
     skipped[path.relative_to(root).as_posix()] = 'not a file named as an image'
 
+
 def load_folder(
-    path:str|Path # holds one folder of images per class
-) -> Images: # classes sorted by name, keys '<class>/<file>', images read when asked for, `skipped`: what is not used
+    path: str | Path,  # holds one folder of images per class
+) -> Images:  # classes sorted by name, keys '<class>/<file>', images read when asked for, `skipped`: what is not used
     "Read a folder of class folders. Raises `FileNotFoundError` if it is missing, `ValueError` if it or a class in it is empty"
     path = Path(path)
-    if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder: give one that holds a folder of images per class')
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f'{path} is not a folder: give one that holds a folder of images per class'
+        )
     skipped = {}
     folders = [p for p in _listing(path, path, skipped) if p.is_dir()]
-    if not folders: raise ValueError(f'{path} has no class folders. Expected: {path}/cat/1.jpg, {path}/dog/1.jpg, ...')
-    files = [[f for f in _listing(p, path, skipped) if _is_image(f, path, skipped)] for p in folders]
+    if not folders:
+        raise ValueError(
+            f'{path} has no class folders. Expected: {path}/cat/1.jpg, {path}/dog/1.jpg, ...'
+        )
+    files = [
+        [f for f in _listing(p, path, skipped) if _is_image(f, path, skipped)] for p in folders
+    ]
     if empty := [p.name for p, fs in zip(folders, files) if not fs]:
-        raise ValueError(f'no image directly in class folder(s) {", ".join(empty)} of {path}: add some ({" ".join(sorted(EXTENSIONS))}) '
-                         'or remove the folder')
+        raise ValueError(
+            f'no image directly in class folder(s) {", ".join(empty)} of {path}: add some ({" ".join(sorted(EXTENSIONS))}) '
+            'or remove the folder'
+        )
     items = [f for fs in files for f in fs]
     targets = [c for c, fs in enumerate(files) for _ in fs]
-    return Images(items, [f.relative_to(path).as_posix() for f in items], targets, [p.name for p in folders], path, skipped)
+    return Images(
+        items,
+        [f.relative_to(path).as_posix() for f in items],
+        targets,
+        [p.name for p in folders],
+        path,
+        skipped,
+    )
 
 # %% ../../nbs/1_data/01_images.ipynb #af586a8b
 @dataclass
 class Source:
     "A dataset with its parts; a part that it does not have is None"
-    name:str
-    train:Images
-    val:Images|None=None
-    test:Images|None=None
 
-def _hash_part(images, per_class): # the `per_class` images of each class with the smallest hash of their key; and the others
-    order = sorted(range(len(images)), key=lambda i: hashlib.sha256(images.keys[i].encode()).hexdigest())
-    chosen = {i for c in range(len(images.classes)) for i in [j for j in order if images.targets[j] == c][:per_class]}
-    return images.subset(sorted(chosen)), images.subset([i for i in range(len(images)) if i not in chosen])
+    name: str
+    train: Images
+    val: Images | None = None
+    test: Images | None = None
+
+
+def _hash_part(
+    images, per_class
+):  # the `per_class` images of each class with the smallest hash of their key; and the others
+    order = sorted(
+        range(len(images)), key=lambda i: hashlib.sha256(images.keys[i].encode()).hexdigest()
+    )
+    chosen = {
+        i
+        for c in range(len(images.classes))
+        for i in [j for j in order if images.targets[j] == c][:per_class]
+    }
+    return images.subset(sorted(chosen)), images.subset(
+        [i for i in range(len(images)) if i not in chosen]
+    )
 
 # %% ../../nbs/1_data/01_images.ipynb #92eaa023
 def load_stl10(
-    root:str|Path, # holds the folder stl10_binary
-    split:str='train', # 'train' (5,000 images), 'test' (8,000) or 'unlabeled' (100,000)
-    fold:int|None=None # of 'train', one of the ten predefined ones of 1,000 images, 0 to 9; None: all
-) -> Images: # 96x96, in memory; the targets of images without a label are -1
+    root: str | Path,  # holds the folder stl10_binary
+    split: str = 'train',  # 'train' (5,000 images), 'test' (8,000) or 'unlabeled' (100,000)
+    fold: int
+    | None = None,  # of 'train', one of the ten predefined ones of 1,000 images, 0 to 9; None: all
+) -> Images:  # 96x96, in memory; the targets of images without a label are -1
     "STL-10's own files. Raises `FileNotFoundError` if one is missing"
     from torchvision.datasets import STL10
+
     class Unchecked(STL10):
-        def _check_integrity(self): return True                              # no checksums of 3 GB at every start
-    try: data = Unchecked(root, split, folds=fold)
-    except FileNotFoundError as e: raise FileNotFoundError(f'STL-10 lacks {e.filename}: unpack stl10_binary.tar.gz in {root}') from e
+        def _check_integrity(self):
+            return True  # no checksums of 3 GB at every start
+
+    try:
+        data = Unchecked(root, split, folds=fold)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f'STL-10 lacks {e.filename}: unpack stl10_binary.tar.gz in {root}'
+        ) from e
     names = [data.classes[t] if t >= 0 else split for t in data.labels]
     keys = [f'{name}/{i:06d}.png' for i, name in enumerate(names)]
     return Images(list(data.data.transpose(0, 2, 3, 1)), keys, data.labels.tolist(), data.classes)
 
 # %% ../../nbs/1_data/01_images.ipynb #91daf070
 def load_parts(
-    path:str|Path # a folder of class folders, or one with train/, test/ and val/ (valid/, validation/) of them
-) -> Source: # with parts whose classes agree
+    path: str
+    | Path,  # a folder of class folders, or one with train/, test/ and val/ (valid/, validation/) of them
+) -> Source:  # with parts whose classes agree
     "Read a folder. Raises `ValueError` if the parts' classes differ"
     path = Path(path)
-    if not ((path/'train').is_dir() and any(p.is_dir() for p in _listing(path/'train', path))): return Source(path.name, load_folder(path))
-    part = lambda *names: next((load_folder(path/n) for n in names if (path/n).is_dir()), None)
+    if not ((path / 'train').is_dir() and any(p.is_dir() for p in _listing(path / 'train', path))):
+        return Source(path.name, load_folder(path))
+    part = lambda *names: next((load_folder(path / n) for n in names if (path / n).is_dir()), None)
     source = Source(path.name, part('train'), part('val', 'valid', 'validation'), part('test'))
     for other in (source.val, source.test):
         if other and (differ := set(other.classes) ^ set(source.train.classes)):
-            raise ValueError(f'{other.root} and {source.train.root} differ in the classes {", ".join(sorted(differ))}: each part needs all')
+            raise ValueError(
+                f'{other.root} and {source.train.root} differ in the classes {", ".join(sorted(differ))}: each part needs all'
+            )
     return source
 
+
 def load_data(
-    data:str|Path='digits', # 'digits'; a name of `NAMED`; 'hf:' and a dataset of the Hugging Face hub; or a folder as in `load_parts`, or with stl10_binary/
-    root:str|Path|None=None # where a named dataset lies or goes to, see `load_named`
-) -> Source: # with parts whose classes agree
+    data: str
+    | Path = 'digits',  # 'digits'; a name of `NAMED`; 'hf:' and a dataset of the Hugging Face hub; or a folder as in `load_parts`, or with stl10_binary/
+    root: str | Path | None = None,  # where a named dataset lies or goes to, see `load_named`
+) -> Source:  # with parts whose classes agree
     "Find a dataset by name or folder; a name comes first. Raises `FileNotFoundError` if it is neither, `ValueError` if its parts do not agree"
     if data == 'digits':
         val, train = _hash_part(load_digits(), 50)
         return Source('digits', train, val)
     from dreamda.data.datasets import NAMED, load_named
-    if str(data) in NAMED or str(data).startswith('hf:'): return load_named(str(data), root)
+
+    if str(data) in NAMED or str(data).startswith('hf:'):
+        return load_named(str(data), root)
     path = Path(data)
-    if not path.is_dir(): raise FileNotFoundError(f"no dataset '{data}': give an existing folder of class folders, or one of digits, {', '.join(NAMED)}, hf:NAME")
-    return Source('stl10', load_stl10(path), test=load_stl10(path, 'test')) if (path/'stl10_binary').is_dir() else load_parts(path)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"no dataset '{data}': give an existing folder of class folders, or one of digits, {', '.join(NAMED)}, hf:NAME"
+        )
+    return (
+        Source('stl10', load_stl10(path), test=load_stl10(path, 'test'))
+        if (path / 'stl10_binary').is_dir()
+        else load_parts(path)
+    )
 
 # %% ../../nbs/1_data/01_images.ipynb #da1e86db
-def _draw(images, per_class, seed): # `per_class` images of each class by a generator per (seed, class name); and the rest
+def _draw(
+    images, per_class, seed
+):  # `per_class` images of each class by a generator per (seed, class name); and the rest
     given = []
     for c, name in enumerate(images.classes):
-        members = sorted((i for i, t in enumerate(images.targets) if t == c), key=lambda i: images.keys[i])
-        if per_class > len(members): raise ValueError(f"class '{name}' has {len(members)} images, {per_class} are asked for: lower per_class")
-        given += np.random.default_rng([seed, *name.encode()]).permutation(members)[:per_class].tolist()
+        members = sorted(
+            (i for i, t in enumerate(images.targets) if t == c), key=lambda i: images.keys[i]
+        )
+        if per_class > len(members):
+            raise ValueError(
+                f"class '{name}' has {len(members)} images, {per_class} are asked for: lower per_class"
+            )
+        given += (
+            np.random.default_rng([seed, *name.encode()]).permutation(members)[:per_class].tolist()
+        )
     return images.subset(sorted(given)), images.subset(sorted(set(range(len(images))) - set(given)))
 
+
 def scarce_split(
-    source:Source, # from `load_data`
-    per_class:int|None, # given images of each class, at least 1; None: the whole train part
-    seed:int=0, # which images, 0 or more
-    part:str='test' # 'test': for figures to report; 'validation': for choosing settings, on none of the reported test images
-) -> tuple[Images, Images]: # (given images to train on, held-out images to measure on)
+    source: Source,  # from `load_data`
+    per_class: int | None,  # given images of each class, at least 1; None: the whole train part
+    seed: int = 0,  # which images, 0 or more
+    part: str = 'test',  # 'test': for figures to report; 'validation': for choosing settings, on none of the reported test images
+) -> tuple[Images, Images]:  # (given images to train on, held-out images to measure on)
     "Draw the few labelled images of an experiment. Raises `ValueError`, naming the class, if there are too few"
-    if part not in ('test', 'validation'): raise ValueError(f"part is 'test' or 'validation', not {part!r}")
-    if per_class is not None and per_class < 1: raise ValueError(f'per_class is {per_class}: at least 1 image per class is needed')
+    if part not in ('test', 'validation'):
+        raise ValueError(f"part is 'test' or 'validation', not {part!r}")
+    if per_class is not None and per_class < 1:
+        raise ValueError(f'per_class is {per_class}: at least 1 image per class is needed')
     pool, held_out = source.train, source.test
-    if part == 'validation': pool, held_out = (source.train, source.val) if source.test else (source.val, None)
-    if pool is None: raise ValueError(f"'{source.name}' has neither a test nor a validation part, so settings would be chosen on the images "
-                                      'that are reported: move some images to test/ and the others to train/')
+    if part == 'validation':
+        pool, held_out = (source.train, source.val) if source.test else (source.val, None)
+    if pool is None:
+        raise ValueError(
+            f"'{source.name}' has neither a test nor a validation part, so settings would be chosen on the images "
+            'that are reported: move some images to test/ and the others to train/'
+        )
     if per_class is None:
-        if held_out: return pool, held_out
-        raise ValueError(f"per_class=None trains on all images and leaves none to measure on: give '{source.name}' a test/ folder (and val/)")
+        if held_out:
+            return pool, held_out
+        raise ValueError(
+            f"per_class=None trains on all images and leaves none to measure on: give '{source.name}' a test/ folder (and val/)"
+        )
     given, rest = _draw(pool, per_class, seed)
     if not held_out and (bare := set(range(len(pool.classes))) - set(rest.targets)):
-        raise ValueError(f"{per_class} images per class leave none to measure on in '{pool.classes[min(bare)]}': lower per_class")
+        raise ValueError(
+            f"{per_class} images per class leave none to measure on in '{pool.classes[min(bare)]}': lower per_class"
+        )
     return given, held_out or rest
 
 # %% ../../nbs/1_data/01_images.ipynb #78f635e2
 def fit_square(
-    image:Image.Image, # any size
-    size:int # side of the result, in pixels
-) -> Image.Image: # size x size
+    image: Image.Image,  # any size
+    size: int,  # side of the result, in pixels
+) -> Image.Image:  # size x size
     "The largest centred square, resized (bicubic, antialiased)"
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return (
+        image
+        if image.size == (size, size)
+        else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    )
+
 
 def stack(
-    images:Images, # N images of any size
-    size:int # side, in pixels
-) -> Tensor: # uint8 (N,3,size,size) in 0..255
+    images: Images,  # N images of any size
+    size: int,  # side, in pixels
+) -> Tensor:  # uint8 (N,3,size,size) in 0..255
     "Decode and fit every image once"
     out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for i in tqdm(range(len(images)), 'decode', leave=False, disable=len(images) < 2000):
@@ -218,26 +360,30 @@ def stack(
 
 # %% ../../nbs/1_data/01_images.ipynb #1d915bb4
 def write_whole(
-    path:Path, # of the file
-    write # a function of the path to write to
+    path: Path,  # of the file
+    write,  # a function of the path to write to
 ):
     "Write a file beside its place and rename it; if writing fails, the old file stays"
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         write(tmp)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/1_data/01_images.ipynb #96079adc
 def write_folder(
-    images:Images,
-    folder:str|Path # made; must be empty or not there
+    images: Images,
+    folder: str | Path,  # made; must be empty or not there
 ):
     "Write images as a folder of class folders: files are copied, arrays become PNG. Raises `ValueError` if something is there"
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f'{folder} is not empty: give another folder')
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f'{folder} is not empty: give another folder')
     for i, key in enumerate(images.keys):
-        file = folder/images.classes[images.targets[i]]/Path(key).name
+        file = folder / images.classes[images.targets[i]] / Path(key).name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(images.items[i], (str, Path)): shutil.copyfile(images.items[i], file)
-        else: images[i][0].save(file, format='PNG')
+        if isinstance(images.items[i], (str, Path)):
+            shutil.copyfile(images.items[i], file)
+        else:
+            images[i][0].save(file, format='PNG')

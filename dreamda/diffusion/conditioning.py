@@ -7,13 +7,16 @@ __all__ = ['encode_tokens', 'ImageEmbeddings', 'ClassTokens', 'embedding_losses'
            'Guide']
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #88f0bb48
-import hashlib, json
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+
 from ..data.images import Images, write_whole
 from dreamda.diffusion.pipeline import (
     Clip,
@@ -28,158 +31,305 @@ from dreamda.diffusion.pipeline import (
 from .sampler import draw, make_generator, predict
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #6ab02aed
-def encode_tokens(pipe, template: str, # of the prompt, with '{class}'
-                  vectors: Tensor, # (B,n,E) token vectors
-                  ) -> Tensor: # (B,L,D)
+def encode_tokens(
+    pipe,
+    template: str,  # of the prompt, with '{class}'
+    vectors: Tensor,  # (B,n,E) token vectors
+) -> Tensor:  # (B,L,D)
     "The text encoder's output for the template with these vectors where the class's name would stand"
     tokenizer = pipe.tokenizer
-    before, after = (tokenizer(part, add_special_tokens=False).input_ids for part in template.split('{class}'))
+    before, after = (
+        tokenizer(part, add_special_tokens=False).input_ids for part in template.split('{class}')
+    )
     ids, at = [tokenizer.bos_token_id] + before, 1 + len(before)
-    ids += [tokenizer.eos_token_id]*vectors.shape[1] + after + [tokenizer.eos_token_id]
-    ids += [tokenizer.pad_token_id]*(tokenizer.model_max_length - len(ids))
-    def splice(module, args, out): return torch.cat([out[:, :at], vectors.to(out.dtype), out[:, at + vectors.shape[1]:]], 1)
+    ids += [tokenizer.eos_token_id] * vectors.shape[1] + after + [tokenizer.eos_token_id]
+    ids += [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids))
+
+    def splice(module, args, out):
+        return torch.cat([out[:, :at], vectors.to(out.dtype), out[:, at + vectors.shape[1] :]], 1)
+
     handle = pipe.text_encoder.get_input_embeddings().register_forward_hook(splice)
-    try: return pipe.text_encoder(torch.tensor([ids]*len(vectors), device=pipe.device)).last_hidden_state
-    finally: handle.remove()
+    try:
+        return pipe.text_encoder(
+            torch.tensor([ids] * len(vectors), device=pipe.device)
+        ).last_hidden_state
+    finally:
+        handle.remove()
+
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
     "Diffusion Inversion (Zhou et al. 2023): tokens of each image, fed to the U-Net in place of the text encoder's output"
-    tokens: int = 5 # of each image
-    steps: int = 8000 # of AdamW, for each image; the paper's 6,000 to 8,000
-    lr: float = .03 # constant
-    toward: float = .1 # how far a variant goes to another image of the class
-    noise: float = .1 # standard deviation of what is added for a variant
-    batch_size: int = 1 # draws of noise and timestep for each image in a step
-    together: int = 32 # images learned at once; no influence on the result
-    def owners(self, images: Images) -> list: return [(k, [i]) for i, k in enumerate(images.keys)] # (key, indices of images) for each
-    def start(self, pipe, classes: list[str]) -> Tensor: return encode_prompts(pipe, ['']*len(classes)).embeds[:, :self.tokens].float()
-    def embeds(self, pipe, template: str, E: Tensor) -> Tensor: return E
-    def condition(self, pipe, cond: Conditioning, E: Tensor, variants: list, images: Images) -> Conditioning:
+
+    tokens: int = 5  # of each image
+    steps: int = 8000  # of AdamW, for each image; the paper's 6,000 to 8,000
+    lr: float = 0.03  # constant
+    toward: float = 0.1  # how far a variant goes to another image of the class
+    noise: float = 0.1  # standard deviation of what is added for a variant
+    batch_size: int = 1  # draws of noise and timestep for each image in a step
+    together: int = 32  # images learned at once; no influence on the result
+
+    def owners(self, images: Images) -> list:
+        return [(k, [i]) for i, k in enumerate(images.keys)]  # (key, indices of images) for each
+
+    def start(self, pipe, classes: list[str]) -> Tensor:
+        return encode_prompts(pipe, [''] * len(classes)).embeds[:, : self.tokens].float()
+
+    def embeds(self, pipe, template: str, E: Tensor) -> Tensor:
+        return E
+
+    def condition(
+        self, pipe, cond: Conditioning, E: Tensor, variants: list, images: Images
+    ) -> Conditioning:
         "`e_i + toward (e_j - e_i) + noise N(0,1)`; the mean of all stands for no prompt"
-        i, j = E[[v.image for v in variants]], E[[v.image if v.partner is None else v.partner for v in variants]] # alone in its class: i itself
-        e = i + self.toward*(j - i) + self.noise*draw([v.generator for v in variants], E.shape[1:], E)
+        i, j = (
+            E[[v.image for v in variants]],
+            E[[v.image if v.partner is None else v.partner for v in variants]],
+        )  # alone in its class: i itself
+        e = (
+            i
+            + self.toward * (j - i)
+            + self.noise * draw([v.generator for v in variants], E.shape[1:], E)
+        )
         return replace(cond, embeds=e, uncond=E.mean(0).expand_as(e))
+
 
 @dataclass(frozen=True)
 class ClassTokens:
     "Textual inversion (Gal et al. 2023) of each class, as DA-Fusion uses it (Trabucco et al. 2024)"
-    tokens: int = 1 # of each class
-    steps: int = 1000 # of AdamW, for each class
+
+    tokens: int = 1  # of each class
+    steps: int = 1000  # of AdamW, for each class
     lr: float = 5e-4
-    batch_size: int = 4 # images of the class in a step
-    together: int = 8 # classes learned at once; no influence on the result
-    def owners(self, images: Images) -> list: return [(c, [i for i, t in enumerate(images.targets) if t == n]) for n, c in enumerate(images.classes)]
+    batch_size: int = 4  # images of the class in a step
+    together: int = 8  # classes learned at once; no influence on the result
+
+    def owners(self, images: Images) -> list:
+        return [
+            (c, [i for i, t in enumerate(images.targets) if t == n])
+            for n, c in enumerate(images.classes)
+        ]
+
     def start(self, pipe, classes: list[str]) -> Tensor:
-        if getattr(pipe, 'text_encoder_2', None) is not None: raise ValueError(f'a {type(pipe).__name__} has two text encoders, and a word is learned here for one: use Stable Diffusion 1.x or 2.x')
-        ids = [pipe.tokenizer(fill_template('{class}', c), add_special_tokens=False).input_ids for c in classes]
-        return torch.stack([pipe.text_encoder.get_input_embeddings().weight[i].float().mean(0).repeat(self.tokens, 1) for i in ids])
-    def embeds(self, pipe, template: str, E: Tensor) -> Tensor: return encode_tokens(pipe, template, E)
-    def condition(self, pipe, cond: Conditioning, E: Tensor, variants: list, images: Images) -> Conditioning:
+        if getattr(pipe, 'text_encoder_2', None) is not None:
+            raise ValueError(
+                f'a {type(pipe).__name__} has two text encoders, and a word is learned here for one: use Stable Diffusion 1.x or 2.x'
+            )
+        ids = [
+            pipe.tokenizer(fill_template('{class}', c), add_special_tokens=False).input_ids
+            for c in classes
+        ]
+        return torch.stack(
+            [
+                pipe.text_encoder.get_input_embeddings()
+                .weight[i]
+                .float()
+                .mean(0)
+                .repeat(self.tokens, 1)
+                for i in ids
+            ]
+        )
+
+    def embeds(self, pipe, template: str, E: Tensor) -> Tensor:
+        return encode_tokens(pipe, template, E)
+
+    def condition(
+        self, pipe, cond: Conditioning, E: Tensor, variants: list, images: Images
+    ) -> Conditioning:
         "The prompts with the learned words for the classes' names"
         kinds = list(dict.fromkeys((v.method.template, v.kind) for v in variants))
         found = torch.cat([encode_tokens(pipe, t, E[[images.classes.index(c)]]) for t, c in kinds])
-        return replace(cond, embeds=found[[kinds.index((v.method.template, v.kind)) for v in variants]])
+        return replace(
+            cond, embeds=found[[kinds.index((v.method.template, v.kind)) for v in variants]]
+        )
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #31bf79bc
-def embedding_losses(pipe, how, template: str, E: Tensor, # (N,n,D) embeddings
-                     cond: Conditioning, # the classes' prompts, whose embeddings they replace
-                     latents: list, # for each (n_i,4,h,w), its images
-                     generators: list) -> Tensor: # (N,)
+def embedding_losses(
+    pipe,
+    how,
+    template: str,
+    E: Tensor,  # (N,n,D) embeddings
+    cond: Conditioning,  # the classes' prompts, whose embeddings they replace
+    latents: list,  # for each (n_i,4,h,w), its images
+    generators: list,
+) -> Tensor:  # (N,)
     "The squared error of the noise prediction, for random images, timesteps and noises of each"
     b, T, dev = how.batch_size, pipe.scheduler.config.num_train_timesteps, E.device
-    x0 = torch.cat([z[torch.randint(len(z), (b,), generator=g)] for z, g in zip(latents, generators)])
+    x0 = torch.cat(
+        [z[torch.randint(len(z), (b,), generator=g)] for z, g in zip(latents, generators)]
+    )
     t = torch.cat([torch.randint(T, (b,), generator=g) for g in generators]).to(dev)
     eps = draw(generators, (b, *x0.shape[1:]), x0).flatten(0, 1)
     a = pipe.scheduler.alphas_cumprod.to(dev)[t].view(-1, 1, 1, 1)
-    cond = replace(cond, embeds=how.embeds(pipe, template, E))[torch.arange(len(E), device=dev).repeat_interleave(b)]
-    return (predict(pipe, a**.5*x0 + (1 - a)**.5*eps, t, a, cond).eps - eps).pow(2).mean((1, 2, 3)).view(-1, b).mean(1)
+    cond = replace(cond, embeds=how.embeds(pipe, template, E))[
+        torch.arange(len(E), device=dev).repeat_interleave(b)
+    ]
+    return (
+        (predict(pipe, a**0.5 * x0 + (1 - a) ** 0.5 * eps, t, a, cond).eps - eps)
+        .pow(2)
+        .mean((1, 2, 3))
+        .view(-1, b)
+        .mean(1)
+    )
+
 
 @torch.enable_grad()
-def train_embeddings(pipe, how, template, classes, latents, generators, bar=None) -> tuple[Tensor, list[float]]: # (N,n,D), and the mean loss at each step
+def train_embeddings(
+    pipe, how, template, classes, latents, generators, bar=None
+) -> tuple[Tensor, list[float]]:  # (N,n,D), and the mean loss at each step
     "Learn N embeddings side by side; `classes` are the names of theirs, the other parameters those of `embedding_losses`"
     cond = encode_prompts(pipe, [fill_template(template, c) for c in classes])
     E, losses = how.start(pipe, classes).detach().clone().requires_grad_(), []
     opt = torch.optim.AdamW([E], lr=how.lr)
     for _ in range(how.steps):
         loss = embedding_losses(pipe, how, template, E, cond, latents, generators)
-        (1024*loss.sum()).backward() # to AdamW the scale is nothing, but a small gradient in half precision would be 0
-        opt.step(); opt.zero_grad(); losses.append(loss.mean().item())
-        if bar: bar.update(len(E))
+        (
+            1024 * loss.sum()
+        ).backward()  # to AdamW the scale is nothing, but a small gradient in half precision would be 0
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.mean().item())
+        if bar:
+            bar.update(len(E))
     return E.detach(), losses
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #702a8c41
 @torch.no_grad()
-def learn(pipe, how, # `ImageEmbeddings` or `ClassTokens`
-          images: Images, template: str, # of the prompts
-          seed: int = 0, folder: str|Path|None = None, # to keep each in when it is learned, and to find it again
-          weights: str = '', # the name of the U-Net's weights, see `weights_hash`
-          ) -> Tensor: # (N,n,D), N images or classes
+def learn(
+    pipe,
+    how,  # `ImageEmbeddings` or `ClassTokens`
+    images: Images,
+    template: str,  # of the prompts
+    seed: int = 0,
+    folder: str | Path | None = None,  # to keep each in when it is learned, and to find it again
+    weights: str = '',  # the name of the U-Net's weights, see `weights_hash`
+) -> Tensor:  # (N,n,D), N images or classes
     "The embeddings of all images or classes, of which only the missing ones are learned"
     owners, found = how.owners(images), {}
     settings = {k: v for k, v in asdict(how).items() if k not in ('together', 'toward', 'noise')}
+
     def path(n):
         key, members = owners[n]
-        h = hashlib.sha256(json.dumps([weights, type(how).__name__, settings, template, seed, key]).encode())
-        for i in members: h.update(images[i][0].tobytes())
-        return Path(folder)/f'{h.hexdigest()[:24]}.safetensors'
+        h = hashlib.sha256(
+            json.dumps([weights, type(how).__name__, settings, template, seed, key]).encode()
+        )
+        for i in members:
+            h.update(images[i][0].tobytes())
+        return Path(folder) / f'{h.hexdigest()[:24]}.safetensors'
+
     paths = [path(n) for n in range(len(owners))] if folder else None
-    if folder: Path(folder).mkdir(parents=True, exist_ok=True); found = {n: load_file(p)['embedding'].to(pipe.device) for n, p in enumerate(paths) if p.exists()}
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        found = {
+            n: load_file(p)['embedding'].to(pipe.device) for n, p in enumerate(paths) if p.exists()
+        }
     missing = [n for n, (_, members) in enumerate(owners) if n not in found and members]
-    with tqdm(total=len(missing)*how.steps, desc='learning embeddings', leave=False, disable=not missing) as bar:
-        for part in (missing[b:b + how.together] for b in range(0, len(missing), how.together)):
-            latents = [encode_images(pipe, to_tensor([images[i][0] for i in owners[n][1]], image_size(pipe))).float() for n in part]
+    with tqdm(
+        total=len(missing) * how.steps, desc='learning embeddings', leave=False, disable=not missing
+    ) as bar:
+        for part in (missing[b : b + how.together] for b in range(0, len(missing), how.together)):
+            latents = [
+                encode_images(
+                    pipe, to_tensor([images[i][0] for i in owners[n][1]], image_size(pipe))
+                ).float()
+                for n in part
+            ]
             classes = [images.classes[images.targets[owners[n][1][0]]] for n in part]
-            made, _ = train_embeddings(pipe, how, template, classes, latents, [make_generator(seed, owners[n][0], -1) for n in part], bar)
+            made, _ = train_embeddings(
+                pipe,
+                how,
+                template,
+                classes,
+                latents,
+                [make_generator(seed, owners[n][0], -1) for n in part],
+                bar,
+            )
             for n, e in zip(part, made):
                 found[n] = e
-                if folder: write_whole(paths[n], lambda p: save_file(dict(embedding=e.contiguous().cpu()), p))
+                if folder:
+                    write_whole(
+                        paths[n], lambda p: save_file(dict(embedding=e.contiguous().cpu()), p)
+                    )
     like = next(iter(found.values()))
-    return torch.stack([found.get(n, torch.zeros_like(like)) for n in range(len(owners))]) # a class without images has none
+    return torch.stack(
+        [found.get(n, torch.zeros_like(like)) for n in range(len(owners))]
+    )  # a class without images has none
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #7fc4f492
-def gif_score(clip: Clip, images: Tensor, # (B,K,3,H,W) in [-1,1]
-              seeds: Tensor, # (B,3,H,W) in [-1,1]
-              texts: list[str], # one for each class
-              ) -> Tensor: # (B,)
+def gif_score(
+    clip: Clip,
+    images: Tensor,  # (B,K,3,H,W) in [-1,1]
+    seeds: Tensor,  # (B,3,H,W) in [-1,1]
+    texts: list[str],  # one for each class
+) -> Tensor:  # (B,)
     "How informative, true to the seed's zero-shot class, and diverse K images of a seed are (Zhang et al. 2023)"
-    K, entropy = images.shape[1], lambda p: -(p*p.clamp_min(1e-12).log()).sum(-1)
-    p0, p = clip.zero_shot(seeds, texts), clip.zero_shot(images.flatten(0, 1), texts).unflatten(0, (-1, K))
+    K, entropy = images.shape[1], lambda p: -(p * p.clamp_min(1e-12).log()).sum(-1)
+    p0, p = (
+        clip.zero_shot(seeds, texts),
+        clip.zero_shot(images.flatten(0, 1), texts).unflatten(0, (-1, K)),
+    )
     f = clip.features(images.flatten(0, 1)).softmax(1).unflatten(0, (-1, K))
     same = p.gather(2, p0.argmax(1).view(-1, 1, 1).expand(-1, K, 1))[..., 0]
-    return (entropy(p) - entropy(p0)[:, None] + same + (f*(f/f.mean(1, keepdim=True)).log()).sum(2)).mean(1)
+    return (
+        entropy(p) - entropy(p0)[:, None] + same + (f * (f / f.mean(1, keepdim=True)).log()).sum(2)
+    ).mean(1)
+
 
 @dataclass(frozen=True)
 class Guide:
     "GIF-SD's step on the latents (Zhang et al. 2023)"
-    variants: int = 2 # K, made of one latent
-    step: float = .1 # up the sign of the gradient
-    radius: float = .8 # largest change of a latent's entry; the paper's for Caltech101: 5
-    clip: str|None = None # see `load_clip`; None: the one beside the model, or 'openai/clip-vit-base-patch32'
-    batch_size: int = 4 # latents at once; no influence on the result
-    def __call__(self, pipe, latents: Tensor, # (B,4,h,w), scaled
-                 generators: list, # of the B*K
-                 seeds: Tensor, # (B,3,H,W) in [-1,1]
-                 texts: list[str], # one for each class
-                 ) -> Tensor: # (B*K,4,h,w)
+
+    variants: int = 2  # K, made of one latent
+    step: float = 0.1  # up the sign of the gradient
+    radius: float = 0.8  # largest change of a latent's entry; the paper's for Caltech101: 5
+    clip: str | None = (
+        None  # see `load_clip`; None: the one beside the model, or 'openai/clip-vit-base-patch32'
+    )
+    batch_size: int = 4  # latents at once; no influence on the result
+
+    def __call__(
+        self,
+        pipe,
+        latents: Tensor,  # (B,4,h,w), scaled
+        generators: list,  # of the B*K
+        seeds: Tensor,  # (B,3,H,W) in [-1,1]
+        texts: list[str],  # one for each class
+    ) -> Tensor:  # (B*K,4,h,w)
         "K latents for each"
-        beside = Path(pipe.config._name_or_path)/'clip' # our models have one
-        clip = load_clip(self.clip or (beside if beside.is_dir() else 'openai/clip-vit-base-patch32'), pipe.device)
+        beside = Path(pipe.config._name_or_path) / 'clip'  # our models have one
+        clip = load_clip(
+            self.clip or (beside if beside.is_dir() else 'openai/clip-vit-base-patch32'),
+            pipe.device,
+        )
         done = []
         for rows in torch.arange(len(latents)).split(self.batch_size):
-            f, gens = latents[rows][:, None], [generators[r*self.variants + k] for r in rows for k in range(self.variants)]
+            f, gens = (
+                latents[rows][:, None],
+                [generators[r * self.variants + k] for r in rows for k in range(self.variants)],
+            )
             shape = (len(rows), self.variants, f.shape[2], 1, 1)
-            moves = torch.stack([torch.rand(f.shape[2], generator=g) for g in gens]).view(shape).to(f), torch.stack([torch.randn(f.shape[2], generator=g) for g in gens]).view(shape).to(f)
+            moves = (
+                torch.stack([torch.rand(f.shape[2], generator=g) for g in gens]).view(shape).to(f),
+                torch.stack([torch.randn(f.shape[2], generator=g) for g in gens]).view(shape).to(f),
+            )
             done.append(self.ascend(pipe, clip, f, moves, seeds[rows], texts)[0].flatten(0, 1))
         return torch.cat(done)
+
     @torch.enable_grad()
     def ascend(self, pipe, clip, f, moves, seeds, texts):
         "The latents (B,K,4,h,w) after the step, and their score (B,) before it"
         z, b = (m.clone().requires_grad_() for m in moves)
-        moved = lambda: ((1 + z)*f + b).clamp(f - self.radius, f + self.radius)
-        images = pipe.vae.decode(moved().flatten(0, 1).to(pipe.vae.dtype)/pipe.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        moved = lambda: ((1 + z) * f + b).clamp(f - self.radius, f + self.radius)
+        images = (
+            pipe.vae.decode(
+                moved().flatten(0, 1).to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+            )
+            .sample.float()
+            .clamp(-1, 1)
+        )
         score = gif_score(clip, images.unflatten(0, (-1, self.variants)), seeds.to(images), texts)
         up = torch.autograd.grad(score.sum(), (z, b))
         with torch.no_grad():
-            for m, g in zip((z, b), up): m += self.step*g.sign()
+            for m, g in zip((z, b), up):
+                m += self.step * g.sign()
             return moved(), score.detach()

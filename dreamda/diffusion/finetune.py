@@ -7,8 +7,12 @@ __all__ = ['LEARN', 'p2_weight', 'p2_loss', 'parse_learn', 'add_tokens', 'learni
            'fingerprint', 'hold_out', 'finetune', 'save_parts', 'load_parts', 'training_data', 'train_parts']
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #cae73e0b
-import copy, hashlib, json, time
+import copy
+import hashlib
+import json
+import time
 from pathlib import Path
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -16,6 +20,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
+
 from ..data.images import Images, write_whole
 from .inversion import noise_start
 from .methods import METHODS
@@ -31,193 +36,441 @@ from dreamda.diffusion.pipeline import (
 from .sampler import get_timesteps, make_generator, reverse, to_prediction
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #3973229f
-def p2_weight(a_t: Tensor, # alphas_cumprod of each row
-              k: float = 1., gamma: float = 1.) -> Tensor:
+def p2_weight(
+    a_t: Tensor,  # alphas_cumprod of each row
+    k: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
     "The weight of each noise level, `(k + SNR)^-gamma` (Choi et al. 2022, Eq. 8); gamma 0: the plain loss"
-    return (k + a_t/(1 - a_t)) ** -gamma
+    return (k + a_t / (1 - a_t)) ** -gamma
 
-def p2_loss(pipe, unet, x0: Tensor, # (B,4,h,w), scaled latents
-            embeds: Tensor, # (B,L,D), of the prompts
-            t: Tensor, # (B,) timesteps
-            eps: Tensor, # (B,4,h,w), the noise to add and to predict
-            k: float = 1., gamma: float = 1.) -> Tensor: # (B,)
+
+def p2_loss(
+    pipe,
+    unet,
+    x0: Tensor,  # (B,4,h,w), scaled latents
+    embeds: Tensor,  # (B,L,D), of the prompts
+    t: Tensor,  # (B,) timesteps
+    eps: Tensor,  # (B,4,h,w), the noise to add and to predict
+    k: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:  # (B,)
     "The weighted squared error of the noise prediction for each row"
     a = pipe.scheduler.alphas_cumprod.to(x0.device)[t].view(-1, 1, 1, 1)
-    x_t = a.sqrt()*x0 + (1 - a).sqrt()*eps
-    out = to_prediction(pipe, unet(x_t.to(unet.dtype), t, embeds.to(unet.dtype)).sample.float(), x_t, a).eps
+    x_t = a.sqrt() * x0 + (1 - a).sqrt() * eps
+    out = to_prediction(
+        pipe, unet(x_t.to(unet.dtype), t, embeds.to(unet.dtype)).sample.float(), x_t, a
+    ).eps
     return p2_weight(a.flatten(), k, gamma) * (out - eps).pow(2).mean((1, 2, 3))
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #c975d381
 LEARN = ('unet', 'lora', 'text', 'token')
 
+
 def parse_learn(learn: str, template: str) -> set[str]:
     "What learns, as a set; ValueError for what is not known or does not go together"
     parts = set(learn.split('+'))
-    if not parts <= set(LEARN) or parts >= {'unet', 'lora'} or parts >= {'text', 'token'}: raise ValueError(f'learn is {learn!r}: give unet or lora, text or token, or one of each joined by a plus')
-    if 'token' in parts and '<{class}>' not in template: raise ValueError(f"a new token learns only if it is in the prompts, and the template {template!r} has no '<{{class}}>' in it")
+    if not parts <= set(LEARN) or parts >= {'unet', 'lora'} or parts >= {'text', 'token'}:
+        raise ValueError(
+            f'learn is {learn!r}: give unet or lora, text or token, or one of each joined by a plus'
+        )
+    if 'token' in parts and '<{class}>' not in template:
+        raise ValueError(
+            f"a new token learns only if it is in the prompts, and the template {template!r} has no '<{{class}}>' in it"
+        )
     return parts
+
 
 def add_tokens(text_encoder, tokenizer, classes: list[str]):
     "Add the token `<name>` for each class, and let only their embeddings learn"
     names = [fill_template('{class}', c) for c in classes]
-    begin = [text_encoder.get_input_embeddings().weight[tokenizer(n, add_special_tokens=False).input_ids].mean(0) for n in names]
-    if tokenizer.add_tokens([f'<{n}>' for n in names]) < len(names): raise ValueError('the pipeline has tokens for these classes already: fine-tune one that has not learned them')
+    begin = [
+        text_encoder.get_input_embeddings()
+        .weight[tokenizer(n, add_special_tokens=False).input_ids]
+        .mean(0)
+        for n in names
+    ]
+    if tokenizer.add_tokens([f'<{n}>' for n in names]) < len(names):
+        raise ValueError(
+            'the pipeline has tokens for these classes already: fine-tune one that has not learned them'
+        )
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     table = text_encoder.get_input_embeddings().weight
-    table.data[-len(names):] = torch.stack(begin)
+    table.data[-len(names) :] = torch.stack(begin)
     new = torch.arange(len(table), device=table.device)[:, None] >= len(table) - len(names)
-    table.requires_grad_(True).register_hook(lambda grad: grad*new)
+    table.requires_grad_(True).register_hook(lambda grad: grad * new)
 
-def learning_parts(pipe, parts: set[str], rank: int, classes: list[str], seed: int) -> dict: # 'unet', 'text_encoder' and 'tokenizer', as far as they change
+
+def learning_parts(
+    pipe, parts: set[str], rank: int, classes: list[str], seed: int
+) -> dict:  # 'unet', 'text_encoder' and 'tokenizer', as far as they change
     "Copies of what learns, in fp32"
-    own = dict(unet=copy.deepcopy(pipe.unet).float().train().requires_grad_('unet' in parts)) # a copy to evaluate with, if only the text learns
+    own = dict(
+        unet=copy.deepcopy(pipe.unet).float().train().requires_grad_('unet' in parts)
+    )  # a copy to evaluate with, if only the text learns
     if 'lora' in parts:
-        try: from peft import LoraConfig
-        except ImportError: raise ImportError("learn='lora' needs peft: pip install 'dreamda[optional]'") from None
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            raise ImportError("learn='lora' needs peft: pip install 'dreamda[optional]'") from None
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            own['unet'].add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights='gaussian', target_modules=['to_q', 'to_k', 'to_v', 'to_out.0']))
-    if parts & {'text', 'token'}: own |= dict(text_encoder=copy.deepcopy(pipe.text_encoder).float().requires_grad_('text' in parts), tokenizer=copy.deepcopy(pipe.tokenizer))
-    if 'token' in parts: add_tokens(own['text_encoder'], own['tokenizer'], classes)
+            own['unet'].add_adapter(
+                LoraConfig(
+                    r=rank,
+                    lora_alpha=rank,
+                    init_lora_weights='gaussian',
+                    target_modules=['to_q', 'to_k', 'to_v', 'to_out.0'],
+                )
+            )
+    if parts & {'text', 'token'}:
+        own |= dict(
+            text_encoder=copy.deepcopy(pipe.text_encoder).float().requires_grad_('text' in parts),
+            tokenizer=copy.deepcopy(pipe.tokenizer),
+        )
+    if 'token' in parts:
+        add_tokens(own['text_encoder'], own['tokenizer'], classes)
     return own
 
-def learning_parameters(own: dict) -> dict: # name -> parameter
+
+def learning_parameters(own: dict) -> dict:  # name -> parameter
     "The parameters of the parts that learn"
-    return {f'{part}.{n}': p for part in ('unet', 'text_encoder') if part in own for n, p in own[part].named_parameters() if p.requires_grad}
+    return {
+        f'{part}.{n}': p
+        for part in ('unet', 'text_encoder')
+        if part in own
+        for n, p in own[part].named_parameters()
+        if p.requires_grad
+    }
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #ebc818f4
-def prior_latents(pipe, classes: list[str], n: int, # of each class
-                  seed: int = 0, batch_size: int = 32) -> Tensor: # (len(classes)*n,4,h,w), scaled, class by class
+def prior_latents(
+    pipe,
+    classes: list[str],
+    n: int,  # of each class
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Tensor:  # (len(classes)*n,4,h,w), scaled, class by class
     "What the pipeline itself makes of each class's prompt, with the settings of the method `sd`"
     m, gens = METHODS['sd'], [make_generator(seed, c, v) for c in classes for v in range(n)]
-    prompts, ts = [fill_template(TEMPLATE, c) for c in classes for _ in range(n)], get_timesteps(pipe, METHODS['sd'].num_inference_steps)
+    prompts, ts = (
+        [fill_template(TEMPLATE, c) for c in classes for _ in range(n)],
+        get_timesteps(pipe, METHODS['sd'].num_inference_steps),
+    )
     parts = range(0, len(prompts), batch_size)
-    return torch.cat([reverse(pipe, noise_start(pipe, gens[i:i + batch_size], ts), encode_prompts(pipe, prompts[i:i + batch_size]), m.guidance_scale) for i in parts])
+    return torch.cat(
+        [
+            reverse(
+                pipe,
+                noise_start(pipe, gens[i : i + batch_size], ts),
+                encode_prompts(pipe, prompts[i : i + batch_size]),
+                m.guidance_scale,
+            )
+            for i in parts
+        ]
+    )
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #29cd37ad
 def fingerprint(pipe, images: Images, settings: dict) -> str:
     "A short name for a fine-tuned model: base weights, image keys and pixels, settings"
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     h.update(weights_hash(pipe.unet, pipe.text_encoder).encode())
-    for i, k in enumerate(images.keys): h.update(k.encode() + images[i][0].tobytes())
+    for i, k in enumerate(images.keys):
+        h.update(k.encode() + images[i][0].tobytes())
     return h.hexdigest()[:16]
 
-def hold_out(images: Images) -> tuple[list[int], list[int]]: # indices to train on, indices held out
+
+def hold_out(
+    images: Images,
+) -> tuple[list[int], list[int]]:  # indices to train on, indices held out
     "One image of each class with three or more, the last by key; all of them serve both ends where no class has three"
-    last = [max((i for i, t in enumerate(images.targets) if t == c), key=lambda i: images.keys[i])
-            for c in range(len(images.classes)) if images.targets.count(c) >= 3]
+    last = [
+        max((i for i, t in enumerate(images.targets) if t == c), key=lambda i: images.keys[i])
+        for c in range(len(images.classes))
+        if images.targets.count(c) >= 3
+    ]
     every = list(range(len(images)))
     return ([i for i in every if i not in set(last)], last) if last else (every, every)
 
-def finetune(pipe, images: Images, # the scarce real images
-             steps: int = 200, # at most; 0: the pipeline as it is
-             lr: float = 5e-5, batch_size: int = 8, k: float = 1., gamma: float = 1., # of the P2 weight
-             template: str = TEMPLATE, val_every: int = 20, patience: int = 3, # looks at the held-out images without an improvement
-             ema_decay: float = .98, seed: int = 0,
-             cache: str|Path|None = None, # a folder; None: nothing is kept
-             learn: str = 'unet', # what learns, of `LEARN`, joined by a plus
-             rank: int = 8, # of a LoRA
-             accumulate: int = 1, # batches for a step; a multiple of the number of processes
-             max_grad_norm: float = 1., bf16: bool = False,
-             prior: int = 0, # images of each class, made by the model itself, that are to be preserved
-             save_seconds: float = 600): # between two checkpoints. Returns a pipeline with its own copy of what learned; `pipe` is left as it was
+
+def finetune(
+    pipe,
+    images: Images,  # the scarce real images
+    steps: int = 200,  # at most; 0: the pipeline as it is
+    lr: float = 5e-5,
+    batch_size: int = 8,
+    k: float = 1.0,
+    gamma: float = 1.0,  # of the P2 weight
+    template: str = TEMPLATE,
+    val_every: int = 20,
+    patience: int = 3,  # looks at the held-out images without an improvement
+    ema_decay: float = 0.98,
+    seed: int = 0,
+    cache: str | Path | None = None,  # a folder; None: nothing is kept
+    learn: str = 'unet',  # what learns, of `LEARN`, joined by a plus
+    rank: int = 8,  # of a LoRA
+    accumulate: int = 1,  # batches for a step; a multiple of the number of processes
+    max_grad_norm: float = 1.0,
+    bf16: bool = False,
+    prior: int = 0,  # images of each class, made by the model itself, that are to be preserved
+    save_seconds: float = 600,
+):  # between two checkpoints. Returns a pipeline with its own copy of what learned; `pipe` is left as it was
     "Fine-tune a pipeline with P2 weighting, and keep the weights that predict the held-out images best"
-    if not steps: return pipe
-    if getattr(pipe, 'text_encoder_2', None) is not None: raise ValueError(f'a {type(pipe).__name__} cannot be fine-tuned here yet, only Stable Diffusion 1.x and 2.x: set the steps to 0')
+    if not steps:
+        return pipe
+    if getattr(pipe, 'text_encoder_2', None) is not None:
+        raise ValueError(
+            f'a {type(pipe).__name__} cannot be fine-tuned here yet, only Stable Diffusion 1.x and 2.x: set the steps to 0'
+        )
     n = PartialState().num_processes
-    if accumulate < 1 or accumulate % n: raise ValueError(f'accumulate is {accumulate} with {n} process(es): give a multiple of their number')
-    settings = dict(steps=steps, lr=lr, batch_size=batch_size, k=k, gamma=gamma, template=template, val_every=val_every, patience=patience, ema_decay=ema_decay, seed=seed,
-                    learn=learn, rank=rank, accumulate=accumulate, max_grad_norm=max_grad_norm, bf16=bf16, prior=prior)
-    parts, folder = parse_learn(learn, template), cache and Path(cache)/fingerprint(pipe, images, settings)
-    if folder and (folder/'losses.json').exists(): own, losses = load_parts(pipe, parts, folder), json.loads((folder/'losses.json').read_text())
+    if accumulate < 1 or accumulate % n:
+        raise ValueError(
+            f'accumulate is {accumulate} with {n} process(es): give a multiple of their number'
+        )
+    settings = dict(
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        k=k,
+        gamma=gamma,
+        template=template,
+        val_every=val_every,
+        patience=patience,
+        ema_decay=ema_decay,
+        seed=seed,
+        learn=learn,
+        rank=rank,
+        accumulate=accumulate,
+        max_grad_norm=max_grad_norm,
+        bf16=bf16,
+        prior=prior,
+    )
+    parts, folder = (
+        parse_learn(learn, template),
+        cache and Path(cache) / fingerprint(pipe, images, settings),
+    )
+    if folder and (folder / 'losses.json').exists():
+        own, losses = (
+            load_parts(pipe, parts, folder),
+            json.loads((folder / 'losses.json').read_text()),
+        )
     else:
         own = learning_parts(pipe, parts, rank, images.classes, seed)
-        losses = train_parts(pipe, own, images, **{n: v for n, v in settings.items() if n not in ('learn', 'rank')}, checkpoint=folder and folder/'checkpoint.pt', save_seconds=save_seconds)
-        if folder and PartialState().is_main_process: save_parts(pipe, own, parts, folder, losses)
-        if 'lora' in parts: own['unet'].fuse_lora(); own['unet'].unload_lora()
+        losses = train_parts(
+            pipe,
+            own,
+            images,
+            **{n: v for n, v in settings.items() if n not in ('learn', 'rank')},
+            checkpoint=folder and folder / 'checkpoint.pt',
+            save_seconds=save_seconds,
+        )
+        if folder and PartialState().is_main_process:
+            save_parts(pipe, own, parts, folder, losses)
+        if 'lora' in parts:
+            own['unet'].fuse_lora()
+            own['unet'].unload_lora()
         PartialState().wait_for_everyone()
     for part in own.values():
-        if isinstance(part, torch.nn.Module): part.to(pipe.unet.dtype).requires_grad_(False).eval()
+        if isinstance(part, torch.nn.Module):
+            part.to(pipe.unet.dtype).requires_grad_(False).eval()
     tuned = type(pipe).from_pipe(pipe, **own)
     tuned.set_progress_bar_config(disable=True)
-    tuned.finetune_losses, tuned.finetuned = losses, settings # the latter for the record of a run
+    tuned.finetune_losses, tuned.finetuned = losses, settings  # the latter for the record of a run
     return tuned
+
 
 def save_parts(pipe, own, parts, folder, losses):
     "What learned, as diffusers and transformers write it"
-    if 'unet' in parts: own['unet'].save_pretrained(folder/'unet')
+    if 'unet' in parts:
+        own['unet'].save_pretrained(folder / 'unet')
     if 'lora' in parts:
         from peft import get_peft_model_state_dict
-        type(pipe).save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(own['unet']))
+
+        type(pipe).save_lora_weights(
+            folder, unet_lora_layers=get_peft_model_state_dict(own['unet'])
+        )
     for part in ('text_encoder', 'tokenizer'):
-        if part in own: own[part].save_pretrained(folder/part)
-    write_whole(folder/'losses.json', lambda p: p.write_text(json.dumps(losses))) # the last: it says that all is there
-    (folder/'checkpoint.pt').unlink(missing_ok=True)
+        if part in own:
+            own[part].save_pretrained(folder / part)
+    write_whole(
+        folder / 'losses.json', lambda p: p.write_text(json.dumps(losses))
+    )  # the last: it says that all is there
+    (folder / 'checkpoint.pt').unlink(missing_ok=True)
+
 
 def load_parts(pipe, parts, folder) -> dict:
     "What `save_parts` wrote, in fp32, as `learning_parts` has it; a LoRA is added to the weights"
     own = {}
-    if 'unet' in parts: own['unet'] = UNet2DConditionModel.from_pretrained(folder/'unet')
+    if 'unet' in parts:
+        own['unet'] = UNet2DConditionModel.from_pretrained(folder / 'unet')
     if 'lora' in parts:
         own['unet'] = copy.deepcopy(pipe.unet).float()
-        own['unet'].load_lora_adapter(folder, prefix='unet', weight_name='pytorch_lora_weights.safetensors'); own['unet'].fuse_lora(); own['unet'].unload_lora()
+        own['unet'].load_lora_adapter(
+            folder, prefix='unet', weight_name='pytorch_lora_weights.safetensors'
+        )
+        own['unet'].fuse_lora()
+        own['unet'].unload_lora()
     for part in ('text_encoder', 'tokenizer'):
-        if (folder/part).exists(): own[part] = type(getattr(pipe, part)).from_pretrained(folder/part)
+        if (folder / part).exists():
+            own[part] = type(getattr(pipe, part)).from_pretrained(folder / part)
     return {n: p.to(pipe.device) if isinstance(p, torch.nn.Module) else p for n, p in own.items()}
 
-def training_data(pipe, own, images, template, prior, seed): # latents of the images and of the prior; (their indices) -> the embeddings of their prompts
+
+def training_data(
+    pipe, own, images, template, prior, seed
+):  # latents of the images and of the prior; (their indices) -> the embeddings of their prompts
     "What is trained on"
-    x0 = torch.cat([encode_images(pipe, to_tensor([images[i][0]], image_size(pipe))) for i in range(len(images))]).float()
+    x0 = torch.cat(
+        [
+            encode_images(pipe, to_tensor([images[i][0]], image_size(pipe)))
+            for i in range(len(images))
+        ]
+    ).float()
     prompts = [fill_template(template, images.classes[t]) for t in images.targets]
-    if prior: x0, prompts = torch.cat([x0, prior_latents(pipe, images.classes, prior, seed)]), prompts + [fill_template(TEMPLATE, c) for c in images.classes for _ in range(prior)]
+    if prior:
+        x0, prompts = (
+            torch.cat([x0, prior_latents(pipe, images.classes, prior, seed)]),
+            prompts + [fill_template(TEMPLATE, c) for c in images.classes for _ in range(prior)],
+        )
     if 'text_encoder' in own:
-        ids = own['tokenizer'](prompts, padding='max_length', truncation=True, return_tensors='pt').input_ids.to(x0.device)
+        ids = own['tokenizer'](
+            prompts, padding='max_length', truncation=True, return_tensors='pt'
+        ).input_ids.to(x0.device)
         return x0, lambda i: own['text_encoder'](ids[i])[0]
     embeds = encode_prompts(pipe, prompts).embeds
     return x0, lambda i: embeds[i]
 
-def train_parts(pipe, own, images, steps, lr, batch_size, k, gamma, template, val_every, patience, ema_decay, seed, accumulate, max_grad_norm, bf16, prior, checkpoint=None, save_seconds=600.):
+
+def train_parts(
+    pipe,
+    own,
+    images,
+    steps,
+    lr,
+    batch_size,
+    k,
+    gamma,
+    template,
+    val_every,
+    patience,
+    ema_decay,
+    seed,
+    accumulate,
+    max_grad_norm,
+    bf16,
+    prior,
+    checkpoint=None,
+    save_seconds=600.0,
+):
     "The loop of `finetune`: leaves the best weights in `own`, and returns `(step, held-out loss)` at each look"
-    state, learning, (x0, embed) = PartialState(), learning_parameters(own), training_data(pipe, own, images, template, prior, seed)
+    state, learning, (x0, embed) = (
+        PartialState(),
+        learning_parameters(own),
+        training_data(pipe, own, images, template, prior, seed),
+    )
     fit, held = (torch.tensor(i) for i in hold_out(images))
-    def share(items): return items[state.process_index::state.num_processes]
-    def draw(i, g): return i, torch.randint(pipe.scheduler.config.num_train_timesteps, (len(i),), generator=g), torch.randn((len(i), *x0.shape[1:]), generator=g)
-    def batch(): # with as many rows of the prior, if there is one
+
+    def share(items):
+        return items[state.process_index :: state.num_processes]
+
+    def draw(i, g):
+        return (
+            i,
+            torch.randint(pipe.scheduler.config.num_train_timesteps, (len(i),), generator=g),
+            torch.randn((len(i), *x0.shape[1:]), generator=g),
+        )
+
+    def batch():  # with as many rows of the prior, if there is one
         i = fit[torch.randint(len(fit), (batch_size,), generator=gen)]
-        return draw(torch.cat([i, torch.randint(len(images), len(x0), (batch_size,), generator=gen)]) if prior else i, gen)
+        return draw(
+            torch.cat([i, torch.randint(len(images), len(x0), (batch_size,), generator=gen)])
+            if prior
+            else i,
+            gen,
+        )
+
     def loss(i, t, eps):
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16): return p2_loss(pipe, own['unet'], x0[i], embed(i), t.to(x0.device), eps.to(x0.device), k, gamma)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+            return p2_loss(
+                pipe, own['unet'], x0[i], embed(i), t.to(x0.device), eps.to(x0.device), k, gamma
+            )
+
     gen, g = (torch.Generator().manual_seed(s) for s in (seed, seed + 1))
-    exam = [rows for i in held.repeat(512//len(held) + 1).split(128) for rows in zip(*(v.split(4*batch_size) for v in draw(i, g)))] # always the same draws
+    exam = [
+        rows
+        for i in held.repeat(512 // len(held) + 1).split(128)
+        for rows in zip(*(v.split(4 * batch_size) for v in draw(i, g)))
+    ]  # always the same draws
+
     @torch.no_grad()
-    def look(): # the averaged weights, on the held-out images
-        ema.store(params); ema.copy_to(params)
-        total = reduce(sum((loss(*rows).sum() for rows in share(exam)), torch.zeros((), device=x0.device)), 'sum').item()
-        weights = [p.detach().clone() for p in params]; ema.restore(params)
-        return total/sum(len(i) for i, _, _ in exam), weights
+    def look():  # the averaged weights, on the held-out images
+        ema.store(params)
+        ema.copy_to(params)
+        total = reduce(
+            sum((loss(*rows).sum() for rows in share(exam)), torch.zeros((), device=x0.device)),
+            'sum',
+        ).item()
+        weights = [p.detach().clone() for p in params]
+        ema.restore(params)
+        return total / sum(len(i) for i, _, _ in exam), weights
+
     params = list(learning.values())
-    opt = torch.optim.AdamW([dict(params=[p], weight_decay=.01 if n.startswith('unet.') else 0.) for n, p in learning.items()], lr=lr) # decay would move the words that do not learn
+    opt = torch.optim.AdamW(
+        [
+            dict(params=[p], weight_decay=0.01 if n.startswith('unet.') else 0.0)
+            for n, p in learning.items()
+        ],
+        lr=lr,
+    )  # decay would move the words that do not learn
     ema = EMAModel(params, decay=ema_decay)
     if checkpoint and checkpoint.exists():
         saved = torch.load(checkpoint, map_location=x0.device, weights_only=True)
-        for p, v in zip(params, saved['params']): p.data.copy_(v)
-        opt.load_state_dict(saved['opt']); ema.load_state_dict(saved['ema']); gen.set_state(saved['gen'].cpu())
+        for p, v in zip(params, saved['params']):
+            p.data.copy_(v)
+        opt.load_state_dict(saved['opt'])
+        ema.load_state_dict(saved['ema'])
+        gen.set_state(saved['gen'].cpu())
         weights, losses = saved['weights'], saved['losses']
-    else: best, weights = look(); losses = [(0, best)]
+    else:
+        best, weights = look()
+        losses = [(0, best)]
     best, last = min(l for _, l in losses), time.time()
     since = len(losses) - 1 - [l for _, l in losses].index(best)
-    for step in tqdm(range(losses[-1][0] + 1, steps + 1), desc='fine-tuning', initial=losses[-1][0], total=steps, leave=False):
-        for rows in share([batch() for _ in range(accumulate)]): (loss(*rows).mean()*(2 if prior else 1)/accumulate).backward()
-        for p in params: p.grad = None if p.grad is None else reduce(p.grad, 'sum')
+    for step in tqdm(
+        range(losses[-1][0] + 1, steps + 1),
+        desc='fine-tuning',
+        initial=losses[-1][0],
+        total=steps,
+        leave=False,
+    ):
+        for rows in share([batch() for _ in range(accumulate)]):
+            (loss(*rows).mean() * (2 if prior else 1) / accumulate).backward()
+        for p in params:
+            p.grad = None if p.grad is None else reduce(p.grad, 'sum')
         torch.nn.utils.clip_grad_norm_(params, max_grad_norm)
-        opt.step(); opt.zero_grad(); ema.step(params)
-        if step % val_every and step < steps: continue
-        now, found = look(); losses.append((step, now))
-        if now < best: best, weights, since = now, found, 0
-        elif (since := since + 1) == patience: break
+        opt.step()
+        opt.zero_grad()
+        ema.step(params)
+        if step % val_every and step < steps:
+            continue
+        now, found = look()
+        losses.append((step, now))
+        if now < best:
+            best, weights, since = now, found, 0
+        elif (since := since + 1) == patience:
+            break
         if checkpoint and state.is_main_process and time.time() - last >= save_seconds:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            everything = dict(params=[p.detach() for p in params], opt=opt.state_dict(), ema=ema.state_dict(), gen=gen.get_state(), weights=weights, losses=losses)
-            write_whole(checkpoint, lambda p: torch.save(everything, p)); last = time.time()
-    for p, v in zip(params, weights): p.data.copy_(v)
+            everything = dict(
+                params=[p.detach() for p in params],
+                opt=opt.state_dict(),
+                ema=ema.state_dict(),
+                gen=gen.get_state(),
+                weights=weights,
+                losses=losses,
+            )
+            write_whole(checkpoint, lambda p: torch.save(everything, p))
+            last = time.time()
+    for p, v in zip(params, weights):
+        p.data.copy_(v)
     return losses

@@ -6,11 +6,15 @@
 __all__ = ['noise_start', 'noised_start', 'inverse_step', 'ddim_invert', 'dpm_encode', 'Inversions']
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #90f39499
-import hashlib, json, os
+import hashlib
+import json
+import os
 from pathlib import Path
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from ..data.images import write_whole
 from .pipeline import Conditioning
 from dreamda.diffusion.sampler import (
@@ -24,116 +28,194 @@ from dreamda.diffusion.sampler import (
 )
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #55f7ddb6
-def noise_start(pipe, generators: list, # one for each row
-                timesteps: list[int], # falling
-                ) -> Trajectory:
+def noise_start(
+    pipe,
+    generators: list,  # one for each row
+    timesteps: list[int],  # falling
+) -> Trajectory:
     "Start from pure noise, as text-to-image does"
     side = pipe.unet.config.sample_size
-    return Trajectory(draw(generators, (pipe.unet.config.in_channels, side, side), torch.zeros(1, device=pipe.device)), timesteps)
+    return Trajectory(
+        draw(
+            generators,
+            (pipe.unet.config.in_channels, side, side),
+            torch.zeros(1, device=pipe.device),
+        ),
+        timesteps,
+    )
 
-def noised_start(pipe, latents: Tensor, # (B,4,h,w), scaled
-                 generators: list, # one for each row
-                 timesteps: list[int], # falling; none: the latents as they are
-                 ) -> Trajectory:
+
+def noised_start(
+    pipe,
+    latents: Tensor,  # (B,4,h,w), scaled
+    generators: list,  # one for each row
+    timesteps: list[int],  # falling; none: the latents as they are
+) -> Trajectory:
     "Start from the latents with noise of the first timestep's level, as SDEdit does (Meng et al. 2022)"
-    if not timesteps: return Trajectory(latents, timesteps)
+    if not timesteps:
+        return Trajectory(latents, timesteps)
     a = alphas(pipe, timesteps)[0][0]
-    return Trajectory(a**.5*latents.float() + (1 - a)**.5*draw(generators, latents.shape[1:], latents.float()), timesteps)
+    return Trajectory(
+        a**0.5 * latents.float()
+        + (1 - a) ** 0.5 * draw(generators, latents.shape[1:], latents.float()),
+        timesteps,
+    )
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #94bb33e3
-def inverse_step(pipe, x_prev: Tensor, # (B,4,h,w) at noise level `a_prev`
-                 guess: Prediction, # of the model, from something near the `x_t` that is looked for
-                 a_t: float, a_prev: float, # alphas_cumprod, `a_t` the smaller one
-                 x0_prev: Tensor|None = None, # the clean latent predicted at `x_prev`: makes the step one of second order
-                 ) -> tuple[Tensor, Tensor]:
+def inverse_step(
+    pipe,
+    x_prev: Tensor,  # (B,4,h,w) at noise level `a_prev`
+    guess: Prediction,  # of the model, from something near the `x_t` that is looked for
+    a_t: float,
+    a_prev: float,  # alphas_cumprod, `a_t` the smaller one
+    x0_prev: Tensor
+    | None = None,  # the clean latent predicted at `x_prev`: makes the step one of second order
+) -> tuple[Tensor, Tensor]:
     "The `x_t` from which a step with this prediction leads to `x_prev`, and the clean latent predicted there; each (B,4,h,w)"
-    s, n, w = a_t**.5, (1 - a_t)**.5, 1. if x0_prev is None else .5
-    p, q, m = (s, n, s*guess.eps - n*guess.x0) if pipe.scheduler.config.prediction_type == 'v_prediction' else (1/s, n/s, guess.eps)
-    back = (1 - a_prev)**.5/n
-    c = a_prev**.5 - back*s # x_prev = back x_t + c D
-    x_t = (x_prev + c*w*q*m - (0. if x0_prev is None else c*(1 - w)*x0_prev)) / (back + c*w*p)
-    return x_t, p*x_t - q*m
+    s, n, w = a_t**0.5, (1 - a_t) ** 0.5, 1.0 if x0_prev is None else 0.5
+    p, q, m = (
+        (s, n, s * guess.eps - n * guess.x0)
+        if pipe.scheduler.config.prediction_type == 'v_prediction'
+        else (1 / s, n / s, guess.eps)
+    )
+    back = (1 - a_prev) ** 0.5 / n
+    c = a_prev**0.5 - back * s  # x_prev = back x_t + c D
+    x_t = (x_prev + c * w * q * m - (0.0 if x0_prev is None else c * (1 - w) * x0_prev)) / (
+        back + c * w * p
+    )
+    return x_t, p * x_t - q * m
+
 
 @torch.no_grad()
-def ddim_invert(pipe, latents: Tensor, # (B,4,h,w), scaled
-                cond: Conditioning, # the source prompt, B rows
-                timesteps: list[int], # falling, as the way back will run them
-                guidance_scale: float = 1., # of the source; above 1 the way back drifts
-                corrections: int = 1, # fixed-point corrections of each step; 0: plain DDIM inversion
-                solver: str = 'ddim', # of the way back, one of `SOLVERS`
-                ) -> Trajectory:
+def ddim_invert(
+    pipe,
+    latents: Tensor,  # (B,4,h,w), scaled
+    cond: Conditioning,  # the source prompt, B rows
+    timesteps: list[int],  # falling, as the way back will run them
+    guidance_scale: float = 1.0,  # of the source; above 1 the way back drifts
+    corrections: int = 1,  # fixed-point corrections of each step; 0: plain DDIM inversion
+    solver: str = 'ddim',  # of the way back, one of `SOLVERS`
+) -> Trajectory:
     "Invert latents into the noise that they come from (paper Eq. 5), with fixed-point corrections"
-    if corrections < 0: raise ValueError(f'corrections is {corrections}: 0 or more')
+    if corrections < 0:
+        raise ValueError(f'corrections is {corrections}: 0 or more')
     x, before = latents.float(), None
     for t, (a_t, a_prev) in zip(timesteps[::-1], alphas(pipe, timesteps)[::-1]):
         start = x
-        for _ in range(corrections + 1): x, x0 = inverse_step(pipe, start, predict(pipe, x, t, a_t, cond, guidance_scale), a_t, a_prev, before)
-        if solver == 'dpm++': before = x0
+        for _ in range(corrections + 1):
+            x, x0 = inverse_step(
+                pipe, start, predict(pipe, x, t, a_t, cond, guidance_scale), a_t, a_prev, before
+            )
+        if solver == 'dpm++':
+            before = x0
     return Trajectory(x, timesteps)
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #4dd96843
 @torch.no_grad()
-def dpm_encode(pipe, latents: Tensor, # (B,4,h,w), scaled
-               cond: Conditioning, # the source prompt, B rows
-               timesteps: list[int], # falling, as the way back will run them
-               generators: list, # one for each row
-               eta: float = 1., # above 0; the way back has to have the same
-               guidance_scale: float = 1., # of the source
-               ) -> Trajectory: # with `noises`
+def dpm_encode(
+    pipe,
+    latents: Tensor,  # (B,4,h,w), scaled
+    cond: Conditioning,  # the source prompt, B rows
+    timesteps: list[int],  # falling, as the way back will run them
+    generators: list,  # one for each row
+    eta: float = 1.0,  # above 0; the way back has to have the same
+    guidance_scale: float = 1.0,  # of the source
+) -> Trajectory:  # with `noises`
     "CycleDiffusion's DPM-encoder: a random path from the latents to noise, and the noises with which the model comes back along it"
     x0, levels, noises = latents.float(), alphas(pipe, timesteps), []
-    if any(not ddim_std(*l, eta) for l in levels[:len(timesteps)]):
-        raise ValueError(f'eta {eta} adds no noise in some step, so none can be kept: give an eta above 0, and a scheduler with set_alpha_to_one=False and timestep_spacing leading or trailing')
+    if any(not ddim_std(*l, eta) for l in levels[: len(timesteps)]):
+        raise ValueError(
+            f'eta {eta} adds no noise in some step, so none can be kept: give an eta above 0, and a scheduler with set_alpha_to_one=False and timestep_spacing leading or trailing'
+        )
     start = noised_start(pipe, x0, generators, timesteps)
     x = start.latents
     for i, (t, (a_t, a_prev)) in enumerate(zip(timesteps, levels)):
-        eps = (x - a_t**.5*x0)/(1 - a_t)**.5
-        x_prev = ddim_step(eps, x0, a_t, a_prev, eta, draw(generators, x0.shape[1:], x0)) if i + 1 < len(levels) else x0
+        eps = (x - a_t**0.5 * x0) / (1 - a_t) ** 0.5
+        x_prev = (
+            ddim_step(eps, x0, a_t, a_prev, eta, draw(generators, x0.shape[1:], x0))
+            if i + 1 < len(levels)
+            else x0
+        )
         mean = ddim_step(*predict(pipe, x, t, a_t, cond, guidance_scale), a_t, a_prev, eta)
-        noises.append((x_prev - mean)/ddim_std(a_t, a_prev, eta))
+        noises.append((x_prev - mean) / ddim_std(a_t, a_prev, eta))
         x = x_prev
     return Trajectory(start.latents, timesteps, torch.stack(noises) if noises else None)
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #7cb37947
 class Inversions:
     "Inverted seeds, kept on disk (or, without a folder, not at all)"
-    def __init__(self, folder: str|Path|None = None, # made if it is not there; may be shared by processes
-                 weights: str = '', # the name of the U-Net's weights, see `weights_hash`
-                 max_bytes: int = 2**31): # of all files
-        self.folder, self.weights, self.max_bytes = Path(folder) if folder else None, weights, max_bytes
-        if self.folder: self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,  # made if it is not there; may be shared by processes
+        weights: str = '',  # the name of the U-Net's weights, see `weights_hash`
+        max_bytes: int = 2**31,
+    ):  # of all files
+        self.folder, self.weights, self.max_bytes = (
+            Path(folder) if folder else None,
+            weights,
+            max_bytes,
+        )
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, latent, name):
-        h = hashlib.sha256(json.dumps([self.weights, name]).encode() + latent.float().cpu().numpy().tobytes())
-        return self.folder/f'{h.hexdigest()[:24]}.safetensors'
+        h = hashlib.sha256(
+            json.dumps([self.weights, name]).encode() + latent.float().cpu().numpy().tobytes()
+        )
+        return self.folder / f'{h.hexdigest()[:24]}.safetensors'
 
-    def get(self, latents: Tensor, # (S,4,h,w) of the seeds
-            names: list, # for each, what else its trajectory depends on, as json takes it
-            timesteps: list[int],
-            invert, # (indices of seeds) -> `Trajectory`
-            ) -> Trajectory: # that of all S
+    def get(
+        self,
+        latents: Tensor,  # (S,4,h,w) of the seeds
+        names: list,  # for each, what else its trajectory depends on, as json takes it
+        timesteps: list[int],
+        invert,  # (indices of seeds) -> `Trajectory`
+    ) -> Trajectory:  # that of all S
         "Trajectories of all seeds, of which only the missing ones are computed"
-        if not self.folder: return invert(list(range(len(latents))))
-        paths, found, missing = [self._path(z, [n, timesteps]) for z, n in zip(latents, names)], {}, []
+        if not self.folder:
+            return invert(list(range(len(latents))))
+        paths, found, missing = (
+            [self._path(z, [n, timesteps]) for z, n in zip(latents, names)],
+            {},
+            [],
+        )
         for i, p in enumerate(paths):
-            try: found[i] = load_file(p, device=str(latents.device)); os.utime(p)
-            except FileNotFoundError: missing.append(i)
+            try:
+                found[i] = load_file(p, device=str(latents.device))
+                os.utime(p)
+            except FileNotFoundError:
+                missing.append(i)
         if missing:
             made = invert(missing)
             for k, i in enumerate(missing):
-                found[i] = dict(latents=made.latents[k]) | ({} if made.noises is None else dict(noises=made.noises[:, k]))
-                write_whole(paths[i], lambda p: save_file({n: v.contiguous().cpu() for n, v in found[i].items()}, p))
+                found[i] = dict(latents=made.latents[k]) | (
+                    {} if made.noises is None else dict(noises=made.noises[:, k])
+                )
+                write_whole(
+                    paths[i],
+                    lambda p: save_file({n: v.contiguous().cpu() for n, v in found[i].items()}, p),
+                )
             self._shrink()
-        stack = lambda key, dim: torch.stack([found[i][key] for i in range(len(paths))], dim) if key in found[0] else None
+        stack = (
+            lambda key, dim: torch.stack([found[i][key] for i in range(len(paths))], dim)
+            if key in found[0]
+            else None
+        )
         return Trajectory(stack('latents', 0), timesteps, stack('noises', 1))
 
     def _shrink(self):
         files = []
         for p in self.folder.glob('*.safetensors'):
-            try: s = p.stat(); files.append((s.st_mtime, s.st_size, p))
-            except FileNotFoundError: pass # another process was quicker
+            try:
+                s = p.stat()
+                files.append((s.st_mtime, s.st_size, p))
+            except FileNotFoundError:
+                pass  # another process was quicker
         files.sort()
         excess = sum(f[1] for f in files) - self.max_bytes
         for _, size, p in files:
-            if excess <= 0: break
-            p.unlink(missing_ok=True); excess -= size
+            if excess <= 0:
+                break
+            p.unlink(missing_ok=True)
+            excess -= size

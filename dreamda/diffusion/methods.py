@@ -9,9 +9,12 @@ __all__ = ['STARTS', 'DOMAINS', 'IMAGINED', 'METHODS', 'TITLES', 'Method', 'get_
 # %% ../../nbs/2_diffusion/08_methods.ipynb #223023a5
 import re
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+
 import torch
 from torch import Tensor
+
 from ..data.images import Images
+from .conditioning import ClassTokens, Guide, ImageEmbeddings, learn
 from dreamda.diffusion.inversion import (
     Inversions,
     ddim_invert,
@@ -19,6 +22,7 @@ from dreamda.diffusion.inversion import (
     noise_start,
     noised_start,
 )
+from .perturbation import Perturbation
 from dreamda.diffusion.pipeline import (
     TEMPLATE,
     decode_latents,
@@ -28,43 +32,59 @@ from dreamda.diffusion.pipeline import (
     image_size,
     to_tensor,
 )
-from .perturbation import Perturbation
-from .conditioning import ClassTokens, Guide, ImageEmbeddings, learn
 from .sampler import Trajectory, get_timesteps, make_generator, reverse
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #b3c37f2f
 STARTS = ('noise', 'noised', 'inverted', 'encoded', 'joined')
 
+
 @dataclass(frozen=True)
 class Method:
     "A generator: where it starts, what it is told, and how it is disturbed"
-    start: str = 'inverted' # one of `STARTS`
-    num_inference_steps: int = 10 # of the whole way
-    strength: float = 1. # the part of the way that is run, 0 to 1
-    guidance_scale: float|tuple = 1. # of the way back; (low, high): drawn uniformly for each variant
-    template: str = TEMPLATE # of the prompts; of '{this|that}' one is drawn for each variant
-    eta: float = 0. # 0: DDIM, 1: DDPM
-    solver: str = 'ddim' # or 'dpm++', of second order; of an inversion and of the way back
-    corrections: int = 1 # fixed-point corrections of a DDIM inversion
-    source_template: str|None = None # of the prompt to invert or encode with; None: `template`; '': no prompt
-    source_guidance: float = 1. # of the inversion or encoding
-    encoder_interval: int = 1 # steps for which the encoder's features are used; 1: exact
-    perturbation: Perturbation|None = None
-    parts: tuple = () # settings that differ: variant v has those of the dict `parts[v % len(parts)]`
-    arc: float = 1. # of start 'joined': the part of the circle from which the angle is drawn
-    mix: float|None = None # told to be another class, whose share of the label is strength**mix (Diff-Mix); None: the seed's class
-    learned: ImageEmbeddings|ClassTokens|None = None # a conditioning to learn
-    guide: Guide|None = None # a step on the final latents
+
+    start: str = 'inverted'  # one of `STARTS`
+    num_inference_steps: int = 10  # of the whole way
+    strength: float = 1.0  # the part of the way that is run, 0 to 1
+    guidance_scale: float | tuple = (
+        1.0  # of the way back; (low, high): drawn uniformly for each variant
+    )
+    template: str = TEMPLATE  # of the prompts; of '{this|that}' one is drawn for each variant
+    eta: float = 0.0  # 0: DDIM, 1: DDPM
+    solver: str = 'ddim'  # or 'dpm++', of second order; of an inversion and of the way back
+    corrections: int = 1  # fixed-point corrections of a DDIM inversion
+    source_template: str | None = (
+        None  # of the prompt to invert or encode with; None: `template`; '': no prompt
+    )
+    source_guidance: float = 1.0  # of the inversion or encoding
+    encoder_interval: int = 1  # steps for which the encoder's features are used; 1: exact
+    perturbation: Perturbation | None = None
+    parts: tuple = ()  # settings that differ: variant v has those of the dict `parts[v % len(parts)]`
+    arc: float = 1.0  # of start 'joined': the part of the circle from which the angle is drawn
+    mix: float | None = (
+        None  # told to be another class, whose share of the label is strength**mix (Diff-Mix); None: the seed's class
+    )
+    learned: ImageEmbeddings | ClassTokens | None = None  # a conditioning to learn
+    guide: Guide | None = None  # a step on the final latents
+
     def __post_init__(self):
-        if self.start not in STARTS: raise ValueError(f'unknown start {self.start!r}: one of {", ".join(STARTS)}')
-        if self.start == 'encoded' and not self.eta: raise ValueError('start encoded with eta 0: the DPM-encoder keeps the noises of the steps, so give an eta above 0')
+        if self.start not in STARTS:
+            raise ValueError(f'unknown start {self.start!r}: one of {", ".join(STARTS)}')
+        if self.start == 'encoded' and not self.eta:
+            raise ValueError(
+                'start encoded with eta 0: the DPM-encoder keeps the noises of the steps, so give an eta above 0'
+            )
+
     def of(self, variant: int) -> 'Method':
         "The settings of a variant"
-        return replace(self, parts=(), **self.parts[variant % len(self.parts)]) if self.parts else self
+        return (
+            replace(self, parts=(), **self.parts[variant % len(self.parts)]) if self.parts else self
+        )
+
     @property
     def paired(self) -> bool:
         "Whether a variant needs another image of its class"
         return self.start == 'joined' or isinstance(self.learned, ImageEmbeddings)
+
     @property
     def uses_others(self) -> bool:
         "Whether a variant depends on other images or classes of the dataset"
@@ -76,43 +96,106 @@ IMAGINED = '{an image|a real-world photo|a cartoon image|an oil painting|a sketc
 
 METHODS = dict(
     sd=Method('noise', 50, guidance_scale=7.5),
-    sdedit=Method('noised', 50, .6, 7.5), # the strength: between the 0.5 and 0.8 of DreamDA's paper
-    reconstruction=Method('noised', strength=0.),
-    dreamda=Method('inverted', guidance_scale=7.5, perturbation=Perturbation('bottleneck', 1.5, relative=True)),
-    dreamda_paper=Method('encoded', 100, .8, 7.5, eta=1., source_template='', perturbation=Perturbation('bottleneck', 3.)),
-    di=Method('noise', 100, guidance_scale=2., eta=1., learned=ImageEmbeddings()),
-    bot=Method('noise', 40, guidance_scale=7.5, parts=(dict(template='{class}'), dict(template=f'a {{{DOMAINS}}} of a {{class}}'), dict(template='an image of {class}', guidance_scale=(1., 5.)))),
-    gif=Method('noised', 50, .7, 50., template=IMAGINED, guide=Guide()),
-    real_guidance=Method('noised', 100, .35, 7.5), # for 4 images of a class; for 16, 8, 2, 1: .15, .2, .4, .5
-    da_fusion=Method('noised', 50, guidance_scale=7.5, parts=tuple(dict(strength=s) for s in (.25, .5, .75, 1.)), learned=ClassTokens()),
-    diff_mix=Method('noised', 25, .7, 7.5, mix=.8),
-    diff_ii=Method('joined', 50, guidance_scale=7.5))
+    sdedit=Method(
+        'noised', 50, 0.6, 7.5
+    ),  # the strength: between the 0.5 and 0.8 of DreamDA's paper
+    reconstruction=Method('noised', strength=0.0),
+    dreamda=Method(
+        'inverted', guidance_scale=7.5, perturbation=Perturbation('bottleneck', 1.5, relative=True)
+    ),
+    dreamda_paper=Method(
+        'encoded',
+        100,
+        0.8,
+        7.5,
+        eta=1.0,
+        source_template='',
+        perturbation=Perturbation('bottleneck', 3.0),
+    ),
+    di=Method('noise', 100, guidance_scale=2.0, eta=1.0, learned=ImageEmbeddings()),
+    bot=Method(
+        'noise',
+        40,
+        guidance_scale=7.5,
+        parts=(
+            dict(template='{class}'),
+            dict(template=f'a {{{DOMAINS}}} of a {{class}}'),
+            dict(template='an image of {class}', guidance_scale=(1.0, 5.0)),
+        ),
+    ),
+    gif=Method('noised', 50, 0.7, 50.0, template=IMAGINED, guide=Guide()),
+    real_guidance=Method(
+        'noised', 100, 0.35, 7.5
+    ),  # for 4 images of a class; for 16, 8, 2, 1: .15, .2, .4, .5
+    da_fusion=Method(
+        'noised',
+        50,
+        guidance_scale=7.5,
+        parts=tuple(dict(strength=s) for s in (0.25, 0.5, 0.75, 1.0)),
+        learned=ClassTokens(),
+    ),
+    diff_mix=Method('noised', 25, 0.7, 7.5, mix=0.8),
+    diff_ii=Method('joined', 50, guidance_scale=7.5),
+)
 
-TITLES = dict(reconstruction='Reconstruction only', sd='Stable Diffusion', sdedit='SDEdit', di='DI', bot='BoT', gif='GIF-SD', real_guidance='Real-Guidance', da_fusion='DA-Fusion', diff_mix='Diff-Mix', diff_ii='Diff-II', dreamda='DreamDA') # for tables
+TITLES = dict(
+    reconstruction='Reconstruction only',
+    sd='Stable Diffusion',
+    sdedit='SDEdit',
+    di='DI',
+    bot='BoT',
+    gif='GIF-SD',
+    real_guidance='Real-Guidance',
+    da_fusion='DA-Fusion',
+    diff_mix='Diff-Mix',
+    diff_ii='Diff-II',
+    dreamda='DreamDA',
+)  # for tables
 
-def get_method(name: str, # one of `METHODS`
-               **changes, # fields of `Method`, or of its perturbation, of what it learns, or of its guide, to set differently
-               ) -> Method:
+
+def get_method(
+    name: str,  # one of `METHODS`
+    **changes,  # fields of `Method`, or of its perturbation, of what it learns, or of its guide, to set differently
+) -> Method:
     "A method by name, with changes; ValueError for a name or a field that is not known"
-    if name not in METHODS: raise ValueError(f'unknown method {name!r}: one of {", ".join(METHODS)}')
+    if name not in METHODS:
+        raise ValueError(f'unknown method {name!r}: one of {", ".join(METHODS)}')
     m, names = METHODS[name], lambda part: {f.name for f in fields(part)}
     inner = {f.name: getattr(m, f.name) for f in fields(m) if is_dataclass(getattr(m, f.name))}
-    if unknown := set(changes) - names(m).union(*map(names, inner.values())): raise ValueError(f'{name} has no setting {", ".join(sorted(unknown))}')
+    if unknown := set(changes) - names(m).union(*map(names, inner.values())):
+        raise ValueError(f'{name} has no setting {", ".join(sorted(unknown))}')
     for k, part in inner.items():
-        if own := {n: v for n, v in changes.items() if n in names(part)}: m = replace(m, **{k: replace(part, **own)})
+        if own := {n: v for n, v in changes.items() if n in names(part)}:
+            m = replace(m, **{k: replace(part, **own)})
     return replace(m, **{k: v for k, v in changes.items() if k in names(m)})
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #c889a803
 _GLYPH = '{bold|thin|small|wide|narrow} {handwritten|printed} digit {class}'
 
-def suited(name: str, # one of `METHODS`
-           model: str, # see `load_pipeline`
-           **changes) -> Method: # as in `get_method`
+
+def suited(
+    name: str,  # one of `METHODS`
+    model: str,  # see `load_pipeline`
+    **changes,
+) -> Method:  # as in `get_method`
     "A method with its published settings, or, for `tiny`, with those that suit it"
-    if model != 'tiny' or name == 'reconstruction': return get_method(name, **changes)
-    less = dict(num_inference_steps=10) | ({} if 'dreamda' in name else dict(guidance_scale=2. if name in ('sd', 'di', 'bot') else 4.))
-    bot = tuple(dict(p, template=t) for p, t in zip(METHODS['bot'].parts, ('{class}', f'a {_GLYPH}', 'an image of {class}')))
-    own = dict(bot=dict(parts=bot), gif=dict(template=f'a {_GLYPH}'), di=dict(steps=150), da_fusion=dict(steps=30, lr=5e-3))
+    if model != 'tiny' or name == 'reconstruction':
+        return get_method(name, **changes)
+    less = dict(num_inference_steps=10) | (
+        {}
+        if 'dreamda' in name
+        else dict(guidance_scale=2.0 if name in ('sd', 'di', 'bot') else 4.0)
+    )
+    bot = tuple(
+        dict(p, template=t)
+        for p, t in zip(METHODS['bot'].parts, ('{class}', f'a {_GLYPH}', 'an image of {class}'))
+    )
+    own = dict(
+        bot=dict(parts=bot),
+        gif=dict(template=f'a {_GLYPH}'),
+        di=dict(steps=150),
+        da_fusion=dict(steps=30, lr=5e-3),
+    )
     return get_method(name, **less | own.get(name, {}) | changes)
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #f2701bb7
@@ -121,142 +204,313 @@ def read_method(settings: dict) -> Method:
     plain = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
     s = plain(settings)
     s['parts'] = tuple(map(plain, s['parts']))
-    kinds = dict(perturbation=Perturbation, guide=Guide, learned=ImageEmbeddings if 'toward' in (s['learned'] or {}) else ClassTokens)
+    kinds = dict(
+        perturbation=Perturbation,
+        guide=Guide,
+        learned=ImageEmbeddings if 'toward' in (s['learned'] or {}) else ClassTokens,
+    )
     return Method(**s | {k: kind(**s[k]) for k, kind in kinds.items() if s[k]})
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #47af2aa6
-def _uniform(g, low, high): return low + (high - low)*torch.rand((), generator=g).item()
-def _pick(g, choices): return choices[torch.randint(len(choices), (), generator=g).item()]
+def _uniform(g, low, high):
+    return low + (high - low) * torch.rand((), generator=g).item()
+
+
+def _pick(g, choices):
+    return choices[torch.randint(len(choices), (), generator=g).item()]
+
 
 def say(template: str, name: str, g: torch.Generator) -> str:
     "The prompt for a class, with one of each '{this|that}'"
-    return ' '.join(fill_template(re.sub(r'\{([^{}]*\|[^{}]*)\}', lambda m: _pick(g, m[1].split('|')), template), name).split())
+    return ' '.join(
+        fill_template(
+            re.sub(r'\{([^{}]*\|[^{}]*)\}', lambda m: _pick(g, m[1].split('|')), template), name
+        ).split()
+    )
 
-def choose_prompt(prompts: list[str], # of the class
-                  seed: int, # of the run
-                  key: str, # of the seed image
-                  variant: int) -> str:
+
+def choose_prompt(
+    prompts: list[str],  # of the class
+    seed: int,  # of the run
+    key: str,  # of the seed image
+    variant: int,
+) -> str:
     "The prompt of one variant of one image: the variants of a seed take one after the other, from a place that the key decides"
     return prompts[(make_generator(seed, key, -2).initial_seed() + variant) % len(prompts)]
+
 
 @dataclass
 class Variant:
     "What one variant is, before its noise is drawn"
-    image: int # the index of its seed
-    number: int # among the variants of that seed
-    method: Method # its settings
-    kind: str # the class that it is told to be
+
+    image: int  # the index of its seed
+    number: int  # among the variants of that seed
+    method: Method  # its settings
+    kind: str  # the class that it is told to be
     prompt: str
     guidance_scale: float
-    generator: torch.Generator # of its noise
-    partner: int|None = None # the index of another image of the class
-    angle: float|None = None # from the seed to the partner, in radians
-    weight: float|None = None # of the seed's class in the label; the rest is `kind`'s
+    generator: torch.Generator  # of its noise
+    partner: int | None = None  # the index of another image of the class
+    angle: float | None = None  # from the seed to the partner, in radians
+    weight: float | None = None  # of the seed's class in the label; the rest is `kind`'s
+
     def record(self, images: Images) -> dict:
         "For the metadata"
-        r = dict(prompt=self.prompt, guidance_scale=self.guidance_scale, strength=self.method.strength)
-        if self.partner is not None: r['partner'] = images.keys[self.partner]
-        if self.angle is not None: r['angle'] = self.angle
-        if self.weight is not None: r['label'] = {images.classes[images.targets[self.image]]: self.weight, self.kind: 1 - self.weight}
+        r = dict(
+            prompt=self.prompt, guidance_scale=self.guidance_scale, strength=self.method.strength
+        )
+        if self.partner is not None:
+            r['partner'] = images.keys[self.partner]
+        if self.angle is not None:
+            r['angle'] = self.angle
+        if self.weight is not None:
+            r['label'] = {
+                images.classes[images.targets[self.image]]: self.weight,
+                self.kind: 1 - self.weight,
+            }
         return r
 
-def plan(method: Method, images: Images, # the dataset
-         pairs: list, # (index of the seed, number of the variant) for each
-         seed: int = 0, # of the run
-         prompts: dict[str, list[str]]|None = None, # for each class (by name), its prompts; None: the method's template
-         draw: int = 0, # of the same variants' noise; others than 0 are for images that may not be used
-         ) -> list[Variant]:
+
+def plan(
+    method: Method,
+    images: Images,  # the dataset
+    pairs: list,  # (index of the seed, number of the variant) for each
+    seed: int = 0,  # of the run
+    prompts: dict[str, list[str]]
+    | None = None,  # for each class (by name), its prompts; None: the method's template
+    draw: int = 0,  # of the same variants' noise; others than 0 are for images that may not be used
+) -> list[Variant]:
     "What is drawn for each variant before its noise"
     K, members, found = method.guide.variants if method.guide else 1, {}, []
-    told = [] if prompts is None else images.classes if method.mix is not None else sorted({images.classes[t] for t in images.targets})
-    if bare := [c for c in told if not prompts.get(c)]: raise ValueError(f'no prompts for the class(es) {", ".join(bare)}: give at least one for each')
-    if method.paired: # by key, so that a draw does not depend on the order of the images
-        for i in sorted(range(len(images)), key=lambda i: images.keys[i]): members.setdefault(images.targets[i], []).append(i)
+    told = (
+        []
+        if prompts is None
+        else images.classes
+        if method.mix is not None
+        else sorted({images.classes[t] for t in images.targets})
+    )
+    if bare := [c for c in told if not prompts.get(c)]:
+        raise ValueError(
+            f'no prompts for the class(es) {", ".join(bare)}: give at least one for each'
+        )
+    if method.paired:  # by key, so that a draw does not depend on the order of the images
+        for i in sorted(range(len(images)), key=lambda i: images.keys[i]):
+            members.setdefault(images.targets[i], []).append(i)
     for i, v in pairs:
-        m, g, own = method.of(v), make_generator(seed, images.keys[i], v - v % K), images.classes[images.targets[i]]
-        others, same = [c for c in images.classes if c != own], [j for j in members.get(images.targets[i], []) if j != i]
-        if m.mix is not None and not others: raise ValueError(f'all images are of class {own!r}, and this method makes them into another one: give at least two classes')
-        if m.start == 'joined' and not same: raise ValueError(f'class {own!r} has one image, and this method joins two of a class: give at least two')
+        m, g, own = (
+            method.of(v),
+            make_generator(seed, images.keys[i], v - v % K),
+            images.classes[images.targets[i]],
+        )
+        others, same = (
+            [c for c in images.classes if c != own],
+            [j for j in members.get(images.targets[i], []) if j != i],
+        )
+        if m.mix is not None and not others:
+            raise ValueError(
+                f'all images are of class {own!r}, and this method makes them into another one: give at least two classes'
+            )
+        if m.start == 'joined' and not same:
+            raise ValueError(
+                f'class {own!r} has one image, and this method joins two of a class: give at least two'
+            )
         kind = own if m.mix is None else _pick(g, others)
-        prompt, w = say(m.template, kind, g) if prompts is None else choose_prompt(prompts[kind], seed, images.keys[i], v), m.guidance_scale
+        prompt, w = (
+            say(m.template, kind, g)
+            if prompts is None
+            else choose_prompt(prompts[kind], seed, images.keys[i], v),
+            m.guidance_scale,
+        )
         w = _uniform(g, *w) if isinstance(w, (tuple, list)) else w
-        partner, angle = _pick(g, same) if same else None, _uniform(g, 0., 2*torch.pi*m.arc) if m.start == 'joined' else None
-        if draw: g = make_generator(f'{seed}, draw {draw}', images.keys[i], v - v % K)
-        found.append(Variant(i, v, m, kind, prompt, w, g, partner, angle, None if m.mix is None else 1 - m.strength**m.mix))
+        partner, angle = (
+            _pick(g, same) if same else None,
+            _uniform(g, 0.0, 2 * torch.pi * m.arc) if m.start == 'joined' else None,
+        )
+        if draw:
+            g = make_generator(f'{seed}, draw {draw}', images.keys[i], v - v % K)
+        found.append(
+            Variant(
+                i,
+                v,
+                m,
+                kind,
+                prompt,
+                w,
+                g,
+                partner,
+                angle,
+                None if m.mix is None else 1 - m.strength**m.mix,
+            )
+        )
     return found
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #9570fb7c
-def join(a: Tensor, b: Tensor, # (B,4,h,w)
-         angle: Tensor, # (B,) radians, 0: a
-         ) -> Tensor:
+def join(
+    a: Tensor,
+    b: Tensor,  # (B,4,h,w)
+    angle: Tensor,  # (B,) radians, 0: a
+) -> Tensor:
     "The point on the circle through both, at this angle from the first towards the second (Diff-II)"
-    cos = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1 + 1e-6, 1 - 1e-6)
+    cos = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(
+        -1 + 1e-6, 1 - 1e-6
+    )
     between, angle = cos.arccos().view(-1, 1, 1, 1), angle.to(a).view(-1, 1, 1, 1)
-    return (torch.sin(between - angle)*a + torch.sin(angle)*b)/torch.sin(between)
+    return (torch.sin(between - angle) * a + torch.sin(angle) * b) / torch.sin(between)
 
-def trajectories(pipe, m: Method, x0: Tensor, # (S,4,h,w) latents of the seeds
-                 classes: list[str], seed_generators: list, # of each
-                 ts: list[int], inversions: Inversions) -> Trajectory: # of S rows
+
+def trajectories(
+    pipe,
+    m: Method,
+    x0: Tensor,  # (S,4,h,w) latents of the seeds
+    classes: list[str],
+    seed_generators: list,  # of each
+    ts: list[int],
+    inversions: Inversions,
+) -> Trajectory:  # of S rows
     "The seeds inverted, or encoded, or found again"
     source = m.template if m.source_template is None else m.source_template
     prompts = [say(source, c, g) if source else '' for c, g in zip(classes, seed_generators)]
-    w = m.source_guidance if source else 1. # without a prompt there is nothing to guide to: one row, not two
-    given = dict(start=m.start, guidance=w, eta=m.eta) if m.start == 'encoded' else dict(start='inverted', guidance=w, corrections=m.corrections, solver=m.solver)
+    w = (
+        m.source_guidance if source else 1.0
+    )  # without a prompt there is nothing to guide to: one row, not two
+    given = (
+        dict(start=m.start, guidance=w, eta=m.eta)
+        if m.start == 'encoded'
+        else dict(start='inverted', guidance=w, corrections=m.corrections, solver=m.solver)
+    )
+
     def invert(i):
         c = encode_prompts(pipe, [prompts[k] for k in i])
-        if m.start == 'encoded': return dpm_encode(pipe, x0[i], c, ts, [seed_generators[k] for k in i], m.eta, w)
+        if m.start == 'encoded':
+            return dpm_encode(pipe, x0[i], c, ts, [seed_generators[k] for k in i], m.eta, w)
         return ddim_invert(pipe, x0[i], c, ts, w, m.corrections, m.solver)
-    return inversions.get(x0, [(given, p, g.initial_seed() if m.start == 'encoded' else 0) for p, g in zip(prompts, seed_generators)], ts, invert)
+
+    return inversions.get(
+        x0,
+        [
+            (given, p, g.initial_seed() if m.start == 'encoded' else 0)
+            for p, g in zip(prompts, seed_generators)
+        ],
+        ts,
+        invert,
+    )
 
 # %% ../../nbs/2_diffusion/08_methods.ipynb #544befa0
-def _batch(pipe, m: Method, variants: list[Variant], cond, # of the variants
-        at: dict, # index of an image -> its row in what follows
-        x0: Tensor|None, starts: Trajectory|None, # of the seeds: the latents; inverted
-        ts: list[int]) -> Tensor: # (B,4,h,w)
+def _batch(
+    pipe,
+    m: Method,
+    variants: list[Variant],
+    cond,  # of the variants
+    at: dict,  # index of an image -> its row in what follows
+    x0: Tensor | None,
+    starts: Trajectory | None,  # of the seeds: the latents; inverted
+    ts: list[int],
+) -> Tensor:  # (B,4,h,w)
     "The final latents of one batch of variants with the same settings"
     gens, first, own = [v.generator for v in variants], list(range(len(variants))), None
-    i, j = ([at.get(k) for k in ks] for ks in ([v.image for v in variants], [v.partner for v in variants]))
-    if m.start == 'noise': start = noise_start(pipe, gens, ts)
-    elif m.start == 'noised': start = noised_start(pipe, x0[i], gens, ts)
-    elif m.start == 'joined': start = Trajectory(join(starts.latents[i], starts.latents[j], torch.tensor([v.angle for v in variants])), ts)
-    else: # variants of a seed that are told the same start as one
-        told = [(r, v.prompt, v.guidance_scale, n if m.learned else 0) for n, (r, v) in enumerate(zip(i, variants))]
+    i, j = (
+        [at.get(k) for k in ks]
+        for ks in ([v.image for v in variants], [v.partner for v in variants])
+    )
+    if m.start == 'noise':
+        start = noise_start(pipe, gens, ts)
+    elif m.start == 'noised':
+        start = noised_start(pipe, x0[i], gens, ts)
+    elif m.start == 'joined':
+        start = Trajectory(
+            join(starts.latents[i], starts.latents[j], torch.tensor([v.angle for v in variants])),
+            ts,
+        )
+    else:  # variants of a seed that are told the same start as one
+        told = [
+            (r, v.prompt, v.guidance_scale, n if m.learned else 0)
+            for n, (r, v) in enumerate(zip(i, variants))
+        ]
         distinct = sorted(set(told))
         first, own = [told.index(t) for t in distinct], [distinct.index(t) for t in told]
         start = starts[[i[f] for f in first]]
     w = [variants[f].guidance_scale for f in first]
-    return reverse(pipe, start, cond[first], w[0] if len(set(w)) == 1 else torch.tensor(w), m.perturbation, m.eta, gens, m.solver, own, m.encoder_interval)
+    return reverse(
+        pipe,
+        start,
+        cond[first],
+        w[0] if len(set(w)) == 1 else torch.tensor(w),
+        m.perturbation,
+        m.eta,
+        gens,
+        m.solver,
+        own,
+        m.encoder_interval,
+    )
+
 
 @torch.no_grad()
-def generate(pipe, method: Method, images: Images, # the dataset
-             pairs: list, # (index of the seed, number of the variant) for each of B variants
-             seed: int = 0, # of the run
-             batch_size: int = 128, # variants at a time
-             inversions: Inversions|None = None, # where inverted seeds are kept
-             learned: Tensor|None = None, # what `learn` returned, for a method that wants it; None: learned now
-             prompts: dict[str, list[str]]|None = None, # see `plan`
-             draw: int = 0, # see `plan`
-             ) -> Tensor: # (B,3,H,W) in [-1,1], fp32 on the CPU
+def generate(
+    pipe,
+    method: Method,
+    images: Images,  # the dataset
+    pairs: list,  # (index of the seed, number of the variant) for each of B variants
+    seed: int = 0,  # of the run
+    batch_size: int = 128,  # variants at a time
+    inversions: Inversions | None = None,  # where inverted seeds are kept
+    learned: Tensor
+    | None = None,  # what `learn` returned, for a method that wants it; None: learned now
+    prompts: dict[str, list[str]] | None = None,  # see `plan`
+    draw: int = 0,  # see `plan`
+) -> Tensor:  # (B,3,H,W) in [-1,1], fp32 on the CPU
     "Variants of images by a method"
     K = method.guide.variants if method.guide else 1
-    lead = {p: n for n, p in enumerate(dict.fromkeys((i, v - v % K) for i, v in pairs))} # one of each K runs through the U-Net
-    if method.learned and learned is None: learned = learn(pipe, method.learned, images, method.template, seed)
-    variants, latents = plan(method, images, lead, seed, prompts, draw), [None]*len(lead)
+    lead = {
+        p: n for n, p in enumerate(dict.fromkeys((i, v - v % K) for i, v in pairs))
+    }  # one of each K runs through the U-Net
+    if method.learned and learned is None:
+        learned = learn(pipe, method.learned, images, method.template, seed)
+    variants, latents = plan(method, images, lead, seed, prompts, draw), [None] * len(lead)
     read = lambda indices: to_tensor([images[i][0] for i in indices], image_size(pipe))
     for m in dict.fromkeys(v.method for v in variants):
-        rows, ts, x0, starts = [n for n, v in enumerate(variants) if v.method == m], get_timesteps(pipe, m.num_inference_steps, m.strength), None, None
-        used = sorted({i for n in rows for i in (variants[n].image, variants[n].partner) if i is not None})
-        if m.start != 'noise': x0 = encode_images(pipe, read(used))
+        rows, ts, x0, starts = (
+            [n for n, v in enumerate(variants) if v.method == m],
+            get_timesteps(pipe, m.num_inference_steps, m.strength),
+            None,
+            None,
+        )
+        used = sorted(
+            {i for n in rows for i in (variants[n].image, variants[n].partner) if i is not None}
+        )
+        if m.start != 'noise':
+            x0 = encode_images(pipe, read(used))
         if m.start in ('inverted', 'encoded', 'joined'):
-            starts = trajectories(pipe, m, x0, [images.classes[images.targets[i]] for i in used], [make_generator(seed, images.keys[i], -1) for i in used], ts, inversions or Inversions())
-        for part in (rows[b:b + batch_size] for b in range(0, len(rows), batch_size)):
+            starts = trajectories(
+                pipe,
+                m,
+                x0,
+                [images.classes[images.targets[i]] for i in used],
+                [make_generator(seed, images.keys[i], -1) for i in used],
+                ts,
+                inversions or Inversions(),
+            )
+        for part in (rows[b : b + batch_size] for b in range(0, len(rows), batch_size)):
             vs = [variants[n] for n in part]
             cond = encode_prompts(pipe, [v.prompt for v in vs])
-            if m.learned: cond = m.learned.condition(pipe, cond, learned, vs, images)
-            for n, z in zip(part, _batch(pipe, m, vs, cond, {i: r for r, i in enumerate(used)}, x0, starts, ts)): latents[n] = z
+            if m.learned:
+                cond = m.learned.condition(pipe, cond, learned, vs, images)
+            for n, z in zip(
+                part, _batch(pipe, m, vs, cond, {i: r for r, i in enumerate(used)}, x0, starts, ts)
+            ):
+                latents[n] = z
     latents = torch.stack(latents)
     if method.guide:
-        gens = [v.generator if k == 0 else make_generator(seed, images.keys[v.image], v.number + k) for v in variants for k in range(K)]
-        latents = method.guide(pipe, latents, gens, read([v.image for v in variants]), [fill_template(TEMPLATE, c) for c in images.classes])
-        latents = latents[[K*lead[i, v - v % K] + v % K for i, v in pairs]]
+        gens = [
+            v.generator if k == 0 else make_generator(seed, images.keys[v.image], v.number + k)
+            for v in variants
+            for k in range(K)
+        ]
+        latents = method.guide(
+            pipe,
+            latents,
+            gens,
+            read([v.image for v in variants]),
+            [fill_template(TEMPLATE, c) for c in images.classes],
+        )
+        latents = latents[[K * lead[i, v - v % K] + v % K for i, v in pairs]]
     return decode_latents(pipe, latents)

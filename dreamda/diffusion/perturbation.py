@@ -8,41 +8,56 @@ __all__ = ['SITES', 'Perturbation']
 # %% ../../nbs/2_diffusion/03_perturbation.ipynb #8dcb2b4c
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 # %% ../../nbs/2_diffusion/03_perturbation.ipynb #157ad58e
 SITES = ('x0', 'xT', 'xt', 'encoder', 'decoder', 'bottleneck')
 
+
 @dataclass(frozen=True)
 class Perturbation:
     "Gaussian noise at one place of the reverse process (DreamDA, Eq. 6 and Table 1)"
-    site: str = 'bottleneck' # one of `SITES`
-    sigma: float = 3. # standard deviation of the noise, 0 or more; 0 is the identity
-    relative: bool = False # `sigma` in units of the feature's own standard deviation
-    share_cfg_noise: bool = False # the same draw for the unconditional and the conditional row
-    asymmetric: bool = True # Eq. 6; False: the perturbed prediction in both places
-    def __post_init__(self):
-        if self.site not in SITES: raise ValueError(f'unknown perturbation site {self.site!r}: one of {", ".join(SITES)}')
-        if not 0 <= self.sigma < float('inf'): raise ValueError(f'sigma is {self.sigma}: a standard deviation is 0 or more')
 
-    def noise(self, h: Tensor, # (G*B,C,h,w) or (B,C,h,w): a feature; G rows (unconditional, conditional) of each variant
-              draw, # (*shape) -> (B,*shape) unit normal, each variant from its own generator
-              n: int, # B
-              ) -> Tensor: # the noise to add to `h`
+    site: str = 'bottleneck'  # one of `SITES`
+    sigma: float = 3.0  # standard deviation of the noise, 0 or more; 0 is the identity
+    relative: bool = False  # `sigma` in units of the feature's own standard deviation
+    share_cfg_noise: bool = False  # the same draw for the unconditional and the conditional row
+    asymmetric: bool = True  # Eq. 6; False: the perturbed prediction in both places
+
+    def __post_init__(self):
+        if self.site not in SITES:
+            raise ValueError(f'unknown perturbation site {self.site!r}: one of {", ".join(SITES)}')
+        if not 0 <= self.sigma < float('inf'):
+            raise ValueError(f'sigma is {self.sigma}: a standard deviation is 0 or more')
+
+    def noise(
+        self,
+        h: Tensor,  # (G*B,C,h,w) or (B,C,h,w): a feature; G rows (unconditional, conditional) of each variant
+        draw,  # (*shape) -> (B,*shape) unit normal, each variant from its own generator
+        n: int,  # B
+    ) -> Tensor:  # the noise to add to `h`
         "The noise for a feature, scaled; drawn per variant, so that it does not depend on the batch"
         h = h.unflatten(0, (-1, n))
-        if self.share_cfg_noise: z = draw(*h.shape[2:])[None].expand_as(h)
-        else: z = draw(len(h), *h.shape[2:]).transpose(0, 1)
-        scale = self.sigma * (h.float().transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1, 1) if self.relative else 1.)
+        if self.share_cfg_noise:
+            z = draw(*h.shape[2:])[None].expand_as(h)
+        else:
+            z = draw(len(h), *h.shape[2:]).transpose(0, 1)
+        scale = self.sigma * (
+            h.float().transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1, 1)
+            if self.relative
+            else 1.0
+        )
         return (scale * z).to(h.dtype).flatten(0, 1)
 
     def on_latents(self, x: Tensor, site: str, draw) -> Tensor:
         "The latents with noise, if `site` is this perturbation's"
-        if site != self.site or not self.sigma: return x
-        scale = x.flatten(1).std(1).view(-1, 1, 1, 1) if self.relative else 1.
+        if site != self.site or not self.sigma:
+            return x
+        scale = x.flatten(1).std(1).view(-1, 1, 1, 1) if self.relative else 1.0
         y = x + self.sigma * scale * draw(*x.shape[1:])
-        return y / (1 + self.sigma**2)**.5 if site == 'xT' else y
+        return y / (1 + self.sigma**2) ** 0.5 if site == 'xT' else y
 
     @property
     def in_unet(self) -> bool:
@@ -50,14 +65,23 @@ class Perturbation:
         return self.site in ('encoder', 'decoder', 'bottleneck')
 
     @contextmanager
-    def on_unet(self, unet, draw, n: int): # n: variants in the batch
+    def on_unet(self, unet, draw, n: int):  # n: variants in the batch
         "A context in which the outputs of the site's blocks have the noise added, by hooks that are gone after it"
+
         def add(module, args, out):
-            if torch.is_tensor(out): return out + self.noise(out, draw, n)
-            h = out[0] + self.noise(out[0], draw, n) # a down block: the features, and the skip connections
+            if torch.is_tensor(out):
+                return out + self.noise(out, draw, n)
+            h = out[0] + self.noise(
+                out[0], draw, n
+            )  # a down block: the features, and the skip connections
             return h, tuple(h if s is out[0] else s for s in out[1])
-        blocks = dict(encoder=unet.down_blocks, bottleneck=[unet.mid_block], decoder=unet.up_blocks).get(self.site, [])
+
+        blocks = dict(
+            encoder=unet.down_blocks, bottleneck=[unet.mid_block], decoder=unet.up_blocks
+        ).get(self.site, [])
         handles = [b.register_forward_hook(add) for b in blocks]
-        try: yield
+        try:
+            yield
         finally:
-            for h in handles: h.remove()
+            for h in handles:
+                h.remove()

@@ -8,179 +8,339 @@ __all__ = ['HERE', 'TINY', 'OWN', 'TEMPLATE', 'default_device', 'model_folder', 
            'Conditioning', 'encode_prompts', 'text_inputs', 'fill_template', 'Clip', 'load_clip']
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #0aa8e44c
-import hashlib, os
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-import dreamda, numpy as np, torch
+
+import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+import dreamda
 from ..data.images import fit_square
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #77183b0d
 HERE = Path(dreamda.__file__).parent
-TINY = HERE/'tiny' # a StableDiffusionPipeline, with its CLIPModel in tiny/clip
-OWN = dict(tiny=TINY, photo64=HERE.parent/'models'/'photo64') # the models that our notebooks train
+TINY = HERE / 'tiny'  # a StableDiffusionPipeline, with its CLIPModel in tiny/clip
+OWN = dict(
+    tiny=TINY, photo64=HERE.parent / 'models' / 'photo64'
+)  # the models that our notebooks train
+
 
 def default_device() -> torch.device:
     "A GPU if there is one; with `accelerate launch`, the one of this process"
-    if torch.cuda.is_available(): return torch.device('cuda', int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) if 'LOCAL_RANK' in os.environ else torch.device('cuda')
+    if torch.cuda.is_available():
+        return (
+            torch.device('cuda', int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+            if 'LOCAL_RANK' in os.environ
+            else torch.device('cuda')
+        )
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-def model_folder(model) -> str|Path: # the folder of one of `OWN`, or the name as it is
+
+def model_folder(model) -> str | Path:  # the folder of one of `OWN`, or the name as it is
     "Where a model lies; ValueError if it is one of ours and not there"
     folder = OWN.get(str(model), model)
-    if folder != model and not (folder/'model_index.json').exists():
-        raise ValueError(f"no model {str(model)!r} in {folder}: it is not part of the package but of the repository, in models/{model}. Work in a checkout, installed by `pip install -e .`, "
-                         f"or give the path of that folder; nbs/photo_world.ipynb trains it")
+    if folder != model and not (folder / 'model_index.json').exists():
+        raise ValueError(
+            f"no model {str(model)!r} in {folder}: it is not part of the package but of the repository, in models/{model}. Work in a checkout, installed by `pip install -e .`, "
+            f"or give the path of that folder; nbs/photo_world.ipynb trains it"
+        )
     return folder
 
-def find_pickles(model) -> list[str]: # names of files
+
+def find_pickles(model) -> list[str]:  # names of files
     "Pickled weights in a folder, or the file itself; loading one can run any code"
     kinds, path = ('.bin', '.ckpt', '.pt', '.pth', '.pkl'), Path(model)
-    return [p.relative_to(path).as_posix() for p in sorted(path.rglob('*')) if p.suffix in kinds] if path.is_dir() else [path.name]*(path.suffix in kinds)
+    return (
+        [p.relative_to(path).as_posix() for p in sorted(path.rglob('*')) if p.suffix in kinds]
+        if path.is_dir()
+        else [path.name] * (path.suffix in kinds)
+    )
 
-def load_pipeline(model: str = 'tiny', # 'tiny', 'photo64', a folder, or a name on the Hugging Face hub
-                  device=None, # default: a GPU if there is one
-                  dtype: torch.dtype|None = None, # default: fp16 on a GPU, else fp32
-                  compile: bool = False, # the U-Net's repeated blocks by torch.compile: a minute or more before the first step, for long runs on a GPU
-                  ) -> DiffusionPipeline:
+
+def load_pipeline(
+    model: str = 'tiny',  # 'tiny', 'photo64', a folder, or a name on the Hugging Face hub
+    device=None,  # default: a GPU if there is one
+    dtype: torch.dtype | None = None,  # default: fp16 on a GPU, else fp32
+    compile: bool = False,  # the U-Net's repeated blocks by torch.compile: a minute or more before the first step, for long runs on a GPU
+) -> DiffusionPipeline:
     "A text-to-image pipeline with a U-Net (SD 1.x, 2.x, SDXL); ValueError for a name that is not known or a model of another kind"
     device = torch.device(device or default_device())
     dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
     name = model_folder(model)
-    try: pipe = DiffusionPipeline.from_pretrained(str(name), dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(name), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as e:
         if found := find_pickles(name):
-            raise ValueError(f'{str(model)!r} holds weights as a pickle ({found[0]}), which can run any code when it is loaded, and is refused: give one with .safetensors files, or convert it where that does no harm') from None
-        raise ValueError(f"no model {str(model)!r}: use 'tiny', 'photo64', a folder written by save_pretrained, or a name on the Hugging Face hub such as "
-                         f"'stable-diffusion-v1-5/stable-diffusion-v1-5' ({str(e).splitlines()[0]})") from None
+            raise ValueError(
+                f'{str(model)!r} holds weights as a pickle ({found[0]}), which can run any code when it is loaded, and is refused: give one with .safetensors files, or convert it where that does no harm'
+            ) from None
+        raise ValueError(
+            f"no model {str(model)!r}: use 'tiny', 'photo64', a folder written by save_pretrained, or a name on the Hugging Face hub such as "
+            f"'stable-diffusion-v1-5/stable-diffusion-v1-5' ({str(e).splitlines()[0]})"
+        ) from None
     check_pipeline(pipe, model)
     for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module): part.requires_grad_(False).eval()
-    if pipe.vae.dtype == torch.float16 and getattr(pipe, 'text_encoder_2', None): pipe.vae.float() # SDXL's overflows in fp16; diffusers decodes in fp32 too
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    if pipe.vae.dtype == torch.float16 and getattr(pipe, 'text_encoder_2', None):
+        pipe.vae.float()  # SDXL's overflows in fp16; diffusers decodes in fp32 too
     pipe.set_progress_bar_config(disable=True)
-    if device.type == 'cuda': # slower on a CPU
-        for part in (pipe.unet, pipe.vae): part.to(memory_format=torch.channels_last)
-    if compile: pipe.unet.compile_repeated_blocks()
+    if device.type == 'cuda':  # slower on a CPU
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if compile:
+        pipe.unet.compile_repeated_blocks()
     return pipe.to(device)
+
 
 def weights_hash(*models: torch.nn.Module) -> str:
     "A short name for the weights of one or more models: equal weights, equal name; for caches and records"
-    sums = [f'{n} {p.double().sum().item()} {p.double().abs().sum().item()}' for m in models for n, p in sorted(m.state_dict().items())]
+    sums = [
+        f'{n} {p.double().sum().item()} {p.double().abs().sum().item()}'
+        for m in models
+        for n, p in sorted(m.state_dict().items())
+    ]
     return hashlib.sha256('\n'.join(sums).encode()).hexdigest()[:16]
+
 
 def check_pipeline(pipe, model):
     "ValueError if a pipeline lacks what DreamDA needs"
     use = 'use a Stable Diffusion 1.x, 2.x or XL model'
-    if getattr(pipe, 'unet', None) is None: raise ValueError(f'{model!r} is a {type(pipe).__name__} and has no U-Net; DreamDA perturbs the bottleneck of one: {use}')
-    if missing := [n for n in ('vae', 'text_encoder') if getattr(pipe, n, None) is None]: raise ValueError(f'{model!r} is a {type(pipe).__name__} without {" and ".join(missing)}: {use}')
-    if (n := pipe.unet.config.in_channels) != pipe.vae.config.latent_channels: raise ValueError(f"the U-Net of {model!r} takes {n} channels, its VAE gives {pipe.vae.config.latent_channels} (an inpainting model?): {use}")
-    if (kind := pipe.scheduler.config.get('prediction_type', 'epsilon')) not in ('epsilon', 'v_prediction'): raise ValueError(f'{model!r} predicts {kind!r}, not noise or velocity: {use}')
+    if getattr(pipe, 'unet', None) is None:
+        raise ValueError(
+            f'{model!r} is a {type(pipe).__name__} and has no U-Net; DreamDA perturbs the bottleneck of one: {use}'
+        )
+    if missing := [n for n in ('vae', 'text_encoder') if getattr(pipe, n, None) is None]:
+        raise ValueError(
+            f'{model!r} is a {type(pipe).__name__} without {" and ".join(missing)}: {use}'
+        )
+    if (n := pipe.unet.config.in_channels) != pipe.vae.config.latent_channels:
+        raise ValueError(
+            f"the U-Net of {model!r} takes {n} channels, its VAE gives {pipe.vae.config.latent_channels} (an inpainting model?): {use}"
+        )
+    if (kind := pipe.scheduler.config.get('prediction_type', 'epsilon')) not in (
+        'epsilon',
+        'v_prediction',
+    ):
+        raise ValueError(f'{model!r} predicts {kind!r}, not noise or velocity: {use}')
 
-def image_size(pipe) -> int: # pixels
+
+def image_size(pipe) -> int:  # pixels
     "The side of the pictures that a pipeline was made for"
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #7ec6c9fe
-def to_tensor(images: list, # PIL images
-              size: int) -> Tensor: # (B,3,size,size) in [-1,1]
+def to_tensor(
+    images: list,  # PIL images
+    size: int,
+) -> Tensor:  # (B,3,size,size) in [-1,1]
     "PIL images as a batch: shorter side resized to `size`, centre crop"
     x = np.stack([np.asarray(fit_square(i.convert('RGB'), size)) for i in images])
-    return torch.from_numpy(x).permute(0, 3, 1, 2).float()/127.5 - 1
+    return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-def to_pil(images: Tensor) -> list: # PIL images
+
+def to_pil(images: Tensor) -> list:  # PIL images
     "A batch (B,3,H,W) in [-1,1] as PIL images"
-    x = ((images.float().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    x = (
+        ((images.float().clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .numpy()
+    )
     return [Image.fromarray(i) for i in x]
 
-@torch.no_grad()
-def encode_images(pipe, images: Tensor) -> Tensor: # (B,4,h,w), scaled
-    "Latents of images (B,3,H,W) in [-1,1]: the posterior's mean times the scaling factor"
-    return pipe.vae.encode(images.to(pipe.device, pipe.vae.dtype)).latent_dist.mean * pipe.vae.config.scaling_factor
 
 @torch.no_grad()
-def decode_latents(pipe, latents: Tensor, # (B,4,h,w), scaled
-                   batch_size: int = 64) -> Tensor: # (B,3,H,W) in [-1,1], fp32 on the CPU
+def encode_images(pipe, images: Tensor) -> Tensor:  # (B,4,h,w), scaled
+    "Latents of images (B,3,H,W) in [-1,1]: the posterior's mean times the scaling factor"
+    return (
+        pipe.vae.encode(images.to(pipe.device, pipe.vae.dtype)).latent_dist.mean
+        * pipe.vae.config.scaling_factor
+    )
+
+
+@torch.no_grad()
+def decode_latents(
+    pipe,
+    latents: Tensor,  # (B,4,h,w), scaled
+    batch_size: int = 64,
+) -> Tensor:  # (B,3,H,W) in [-1,1], fp32 on the CPU
     "Images of scaled latents"
     z = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
-    return torch.cat([pipe.vae.decode(b).sample.float().clamp(-1, 1).cpu() for b in z.split(batch_size)])
+    return torch.cat(
+        [pipe.vae.decode(b).sample.float().clamp(-1, 1).cpu() for b in z.split(batch_size)]
+    )
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #a5e65215
 @torch.no_grad()
-def flagged(pipe, images: Tensor, # (B,3,H,W) in [-1,1]
-            ) -> list[bool]:
+def flagged(
+    pipe,
+    images: Tensor,  # (B,3,H,W) in [-1,1]
+) -> list[bool]:
     "Which images the pipeline's safety checker objects to; none if it has no checker, or if they are not finite"
-    if getattr(pipe, 'safety_checker', None) is None: return [False]*len(images)
-    features = pipe.feature_extractor(to_pil(images.nan_to_num()), return_tensors='pt').pixel_values.to(pipe.device, pipe.safety_checker.dtype)
-    verdicts = pipe.safety_checker(clip_input=features, images=[np.zeros(1) for _ in images])[1] # it blackens what it is given
+    if getattr(pipe, 'safety_checker', None) is None:
+        return [False] * len(images)
+    features = pipe.feature_extractor(
+        to_pil(images.nan_to_num()), return_tensors='pt'
+    ).pixel_values.to(pipe.device, pipe.safety_checker.dtype)
+    verdicts = pipe.safety_checker(clip_input=features, images=[np.zeros(1) for _ in images])[
+        1
+    ]  # it blackens what it is given
     return [bool(v) and bool(x.isfinite().all()) for v, x in zip(verdicts, images)]
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #0c802a6d
 @dataclass
 class Conditioning:
     "What a batch of images is conditioned on"
-    embeds: Tensor # (B,L,D) of the prompts
-    uncond: Tensor # (B,L,D) of the negative prompt
-    pooled: Tensor|None = None # (B,E) of the prompts; SDXL only
-    uncond_pooled: Tensor|None = None # (B,E) of the negative prompt
-    def map(self, f): return Conditioning(*(None if v is None else f(v) for v in (self.embeds, self.uncond, self.pooled, self.uncond_pooled)))
-    def __getitem__(self, i): return self.map(lambda v: v[i])
+
+    embeds: Tensor  # (B,L,D) of the prompts
+    uncond: Tensor  # (B,L,D) of the negative prompt
+    pooled: Tensor | None = None  # (B,E) of the prompts; SDXL only
+    uncond_pooled: Tensor | None = None  # (B,E) of the negative prompt
+
+    def map(self, f):
+        return Conditioning(
+            *(
+                None if v is None else f(v)
+                for v in (self.embeds, self.uncond, self.pooled, self.uncond_pooled)
+            )
+        )
+
+    def __getitem__(self, i):
+        return self.map(lambda v: v[i])
+
 
 @torch.no_grad()
 def encode_prompts(pipe, prompts: list[str], negative_prompt: str = '') -> Conditioning:
     "The text encoder's output for each prompt, by the pipeline's own `encode_prompt`; each distinct prompt is computed once"
     distinct = list(dict.fromkeys(prompts))
-    negative = [negative_prompt]*len(distinct) if negative_prompt else None # SDXL has zeros, not an embedding, for none
-    found = pipe.encode_prompt(distinct, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=negative)
-    return Conditioning(*found)[torch.tensor([distinct.index(p) for p in prompts], device=found[0].device)]
+    negative = (
+        [negative_prompt] * len(distinct) if negative_prompt else None
+    )  # SDXL has zeros, not an embedding, for none
+    found = pipe.encode_prompt(
+        distinct,
+        device=pipe.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt=negative,
+    )
+    return Conditioning(*found)[
+        torch.tensor([distinct.index(p) for p in prompts], device=found[0].device)
+    ]
 
-def text_inputs(pipe, cond: Conditioning, guided: bool) -> dict: # keyword arguments of the U-Net
+
+def text_inputs(pipe, cond: Conditioning, guided: bool) -> dict:  # keyword arguments of the U-Net
     "What the U-Net is told beside the latents: the prompts, after the negative ones if guided; in SDXL with pooled embeddings and the picture's size, uncropped"
-    rows = lambda uncond, embeds: (torch.cat([uncond, embeds]) if guided else embeds).to(pipe.unet.dtype)
+    rows = lambda uncond, embeds: (torch.cat([uncond, embeds]) if guided else embeds).to(
+        pipe.unet.dtype
+    )
     text = dict(encoder_hidden_states=rows(cond.uncond, cond.embeds))
-    if cond.pooled is None: return text
+    if cond.pooled is None:
+        return text
     pooled, s = rows(cond.uncond_pooled, cond.pooled), image_size(pipe)
-    return text | dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=pooled.new_tensor([s, s, 0, 0, s, s]).expand(len(pooled), 6)))
+    return text | dict(
+        added_cond_kwargs=dict(
+            text_embeds=pooled,
+            time_ids=pooled.new_tensor([s, s, 0, 0, s, s]).expand(len(pooled), 6),
+        )
+    )
 
-TEMPLATE = 'A photo of a {class}' # of the paper
 
-def fill_template(template: str, # with '{class}' where the name goes
-                  name: str, # a class name; underscores and hyphens are read as spaces
-                  ) -> str:
+TEMPLATE = 'A photo of a {class}'  # of the paper
+
+
+def fill_template(
+    template: str,  # with '{class}' where the name goes
+    name: str,  # a class name; underscores and hyphens are read as spaces
+) -> str:
     "The prompt for a class; ValueError if the template has no place for it"
-    if '{class}' not in template: raise ValueError(f"the prompt template {template!r} has no '{{class}}' in it")
+    if '{class}' not in template:
+        raise ValueError(f"the prompt template {template!r} has no '{{class}}' in it")
     return template.replace('{class}', name.replace('_', ' ').replace('-', ' '))
 
 # %% ../../nbs/2_diffusion/01_pipeline.ipynb #efd06807
 @dataclass
 class Clip:
     "A CLIP model with its tokenizer and image normalisation"
-    model: CLIPModel; tokenizer: CLIPTokenizer; processor: CLIPImageProcessor
-    def features(self, images: Tensor) -> Tensor: # (B,D), of unit length
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    processor: CLIPImageProcessor
+
+    def features(self, images: Tensor) -> Tensor:  # (B,D), of unit length
         "Image features of (B,3,H,W) in [-1,1], through which a gradient can flow back to the images"
         p, size = self.processor, self.model.config.vision_config.image_size
-        x = torch.nn.functional.interpolate(images.to(self.model.device)/2 + .5, size=(size, size), mode='bicubic', antialias=True) if images.shape[-1] != size else images.to(self.model.device)/2 + .5
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (p.image_mean, p.image_std))
-        v = self.model.visual_projection(self.model.vision_model(pixel_values=((x - mean)/std).to(self.model.dtype)).pooler_output)
+        x = (
+            torch.nn.functional.interpolate(
+                images.to(self.model.device) / 2 + 0.5,
+                size=(size, size),
+                mode='bicubic',
+                antialias=True,
+            )
+            if images.shape[-1] != size
+            else images.to(self.model.device) / 2 + 0.5
+        )
+        mean, std = (
+            torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (p.image_mean, p.image_std)
+        )
+        v = self.model.visual_projection(
+            self.model.vision_model(
+                pixel_values=((x - mean) / std).to(self.model.dtype)
+            ).pooler_output
+        )
         return torch.nn.functional.normalize(v.float(), dim=1)
-    @torch.no_grad()
-    def text_features(self, texts: list[str]) -> Tensor: # (B,D), of unit length
-        "Text features"
-        ids = self.tokenizer(texts, padding='max_length', truncation=True, return_tensors='pt').input_ids.to(self.model.device)
-        return torch.nn.functional.normalize(self.model.text_projection(self.model.text_model(ids).pooler_output).float(), dim=1)
-    def zero_shot(self, images: Tensor, # (B,3,H,W) in [-1,1]
-                  texts: list[str]) -> Tensor: # (B,len(texts)) probabilities
-        "How well each text describes each image (Radford et al. 2021)"
-        return (self.model.logit_scale.exp().float() * self.features(images) @ self.text_features(texts).T).softmax(1)
 
-def load_clip(model: str = 'tiny', device=None, # 'tiny', 'photo64', a folder, or a name on the hub
-              ) -> Clip:
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> Tensor:  # (B,D), of unit length
+        "Text features"
+        ids = self.tokenizer(
+            texts, padding='max_length', truncation=True, return_tensors='pt'
+        ).input_ids.to(self.model.device)
+        return torch.nn.functional.normalize(
+            self.model.text_projection(self.model.text_model(ids).pooler_output).float(), dim=1
+        )
+
+    def zero_shot(
+        self,
+        images: Tensor,  # (B,3,H,W) in [-1,1]
+        texts: list[str],
+    ) -> Tensor:  # (B,len(texts)) probabilities
+        "How well each text describes each image (Radford et al. 2021)"
+        return (
+            self.model.logit_scale.exp().float()
+            * self.features(images)
+            @ self.text_features(texts).T
+        ).softmax(1)
+
+
+def load_clip(
+    model: str = 'tiny',
+    device=None,  # 'tiny', 'photo64', a folder, or a name on the hub
+) -> Clip:
     "A CLIP model; ValueError for a name that is not known"
-    name = model_folder(model)/'clip' if str(model) in OWN else model
-    try: parts = [c.from_pretrained(name, **kw) for c, kw in ((CLIPModel, dict(use_safetensors=True, dtype=torch.float32)), (CLIPTokenizer, {}), (CLIPImageProcessor, {}))]
+    name = model_folder(model) / 'clip' if str(model) in OWN else model
+    try:
+        parts = [
+            c.from_pretrained(name, **kw)
+            for c, kw in (
+                (CLIPModel, dict(use_safetensors=True, dtype=torch.float32)),
+                (CLIPTokenizer, {}),
+                (CLIPImageProcessor, {}),
+            )
+        ]
     except (OSError, ValueError) as e:
-        raise ValueError(f"no CLIP model {str(model)!r}: use 'tiny', 'photo64', a folder, or a name on the hub such as 'openai/clip-vit-base-patch32' ({str(e).splitlines()[0]})") from None
+        raise ValueError(
+            f"no CLIP model {str(model)!r}: use 'tiny', 'photo64', a folder, or a name on the hub such as 'openai/clip-vit-base-patch32' ({str(e).splitlines()[0]})"
+        ) from None
     parts[0].requires_grad_(False).eval().to(device or default_device())
     return Clip(*parts)

@@ -8,118 +8,225 @@ __all__ = ['STAGES', 'train_tokenizer', 'build_clip', 'build_vae', 'build_unet',
            'train_unet', 'save_world', 'is_done', 'main', 'run_stages']
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #f34e638a
-import json, math, os, subprocess, sys, threading, time
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn, Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+
 from ..data.images import write_whole
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #a30bfc52
-def train_tokenizer(captions: list[str], # texts to learn the merges from
-                    max_length: int = 24, # tokens a prompt is padded or cut to
-                    vocab_size: int = 900, # with 512 byte tokens and two special ones
-                    ) -> CLIPTokenizer:
+def train_tokenizer(
+    captions: list[str],  # texts to learn the merges from
+    max_length: int = 24,  # tokens a prompt is padded or cut to
+    vocab_size: int = 900,  # with 512 byte tokens and two special ones
+) -> CLIPTokenizer:
     "A byte-level BPE tokenizer in CLIP's format, its merges learned from `captions`"
-    raw = CLIPTokenizer().backend_tokenizer # the normaliser and pre-tokenizer of CLIP, with no vocabulary
+    raw = (
+        CLIPTokenizer().backend_tokenizer
+    )  # the normaliser and pre-tokenizer of CLIP, with no vocabulary
     start, end = '<|startoftext|>', '<|endoftext|>'
     tok = Tokenizer(models.BPE(end_of_word_suffix='</w>'))
     tok.normalizer, tok.pre_tokenizer = raw.normalizer, raw.pre_tokenizer
-    tok.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                                          end_of_word_suffix='</w>', show_progress=False))
+    tok.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix='</w>',
+            show_progress=False,
+        ),
+    )
     merges = [tuple(m) for m in json.loads(tok.to_str())['model']['merges']]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = letters + [l + '</w>' for l in letters]
-    vocab += [t for t in dict.fromkeys(a + b for a, b in merges) if t not in set(vocab)] + [start, end]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(vocab)}, merges=merges, model_max_length=max_length)
+    vocab += [t for t in dict.fromkeys(a + b for a, b in merges) if t not in set(vocab)] + [
+        start,
+        end,
+    ]
+    return CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(vocab)}, merges=merges, model_max_length=max_length
+    )
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #da505dcc
-def build_clip(tokenizer, # a `CLIPTokenizer`
-               image_size: int = 32, # pixels
-               patch_size: int = 8, # pixels
-               text: tuple = (2, 64), # layers and width of the text tower
-               vision: tuple = (3, 96), # layers and width of the vision transformer
-               projection_dim: int = 64, # of the shared space
-               ) -> CLIPModel:
+def build_clip(
+    tokenizer,  # a `CLIPTokenizer`
+    image_size: int = 32,  # pixels
+    patch_size: int = 8,  # pixels
+    text: tuple = (2, 64),  # layers and width of the text tower
+    vision: tuple = (3, 96),  # layers and width of the vision transformer
+    projection_dim: int = 64,  # of the shared space
+) -> CLIPModel:
     "A small CLIP with heads of 32 channels (Radford et al. 2021)"
-    def tower(layers, width): return dict(num_hidden_layers=layers, hidden_size=width, intermediate_size=4*width, num_attention_heads=max(1, width//32))
-    special = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
-    return CLIPModel(CLIPConfig(text_config=dict(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **special, **tower(*text)),
-                                vision_config=dict(image_size=image_size, patch_size=patch_size, **tower(*vision)), projection_dim=projection_dim))
 
-def build_vae(image_size: int = 32, # pixels
-              channels: tuple = (16, 32, 64), # per level; each level but the last halves the side
-              latent_channels: int = 4) -> AutoencoderKL:
+    def tower(layers, width):
+        return dict(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_attention_heads=max(1, width // 32),
+        )
+
+    special = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
+    return CLIPModel(
+        CLIPConfig(
+            text_config=dict(
+                vocab_size=len(tokenizer),
+                max_position_embeddings=tokenizer.model_max_length,
+                **special,
+                **tower(*text),
+            ),
+            vision_config=dict(image_size=image_size, patch_size=patch_size, **tower(*vision)),
+            projection_dim=projection_dim,
+        )
+    )
+
+
+def build_vae(
+    image_size: int = 32,  # pixels
+    channels: tuple = (16, 32, 64),  # per level; each level but the last halves the side
+    latent_channels: int = 4,
+) -> AutoencoderKL:
     "The autoencoder of latent diffusion (Rombach et al. 2022), one layer a block"
     n = len(channels)
-    return AutoencoderKL(block_out_channels=channels, down_block_types=('DownEncoderBlock2D',)*n, up_block_types=('UpDecoderBlock2D',)*n,
-                         layers_per_block=1, latent_channels=latent_channels, norm_num_groups=8, sample_size=image_size)
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=('DownEncoderBlock2D',) * n,
+        up_block_types=('UpDecoderBlock2D',) * n,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=image_size,
+    )
 
-def build_unet(sample_size: int = 8, # side of the latents
-               channels: tuple = (32, 64, 96), # per level; the mid block has the last one's width, and attention
-               cross_attention_dim: int = 64, # width of the text tower
-               latent_channels: int = 4,
-               attention: tuple|None = None, # whether each level attends; None: all but the last, as in Stable Diffusion
-               ) -> UNet2DConditionModel:
+
+def build_unet(
+    sample_size: int = 8,  # side of the latents
+    channels: tuple = (
+        32,
+        64,
+        96,
+    ),  # per level; the mid block has the last one's width, and attention
+    cross_attention_dim: int = 64,  # width of the text tower
+    latent_channels: int = 4,
+    attention: tuple
+    | None = None,  # whether each level attends; None: all but the last, as in Stable Diffusion
+) -> UNet2DConditionModel:
     "Stable Diffusion's U-Net, one layer a block"
-    attention = attention or (True,)*(len(channels) - 1) + (False,)
-    return UNet2DConditionModel(sample_size=sample_size, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
-                                block_out_channels=channels, cross_attention_dim=cross_attention_dim, attention_head_dim=2, norm_num_groups=16,
-                                down_block_types=tuple(f'{"CrossAttn"*a}DownBlock2D' for a in attention), up_block_types=tuple(f'{"CrossAttn"*a}UpBlock2D' for a in attention[::-1]))
+    attention = attention or (True,) * (len(channels) - 1) + (False,)
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=1,
+        block_out_channels=channels,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=2,
+        norm_num_groups=16,
+        down_block_types=tuple(f'{"CrossAttn" * a}DownBlock2D' for a in attention),
+        up_block_types=tuple(f'{"CrossAttn" * a}UpBlock2D' for a in attention[::-1]),
+    )
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #0027c4b0
-def train(model: nn.Module, # trained in place; holds the averaged weights afterwards
-          loss_fn, # (model, generator) -> scalar; draws its own batch from the generator, which lives on the training device
-          folder, # where `losses.csv` and the checkpoint are kept
-          steps: int, # optimizer steps in all, the ones done by earlier runs included
-          lr: float, # peak learning rate; 5% warm-up, then a cosine to zero
-          ema_decay: float = 0.995, # at most; it rises from 0 as (1+step)/(10+step)
-          weight_decay: float = 0.01, # of AdamW
-          seed: int = 0, # of the batches
-          save_seconds: float = 60, # between two checkpoints
-          minutes: float = math.inf, # after which to stop with a checkpoint; the next call goes on
-              ) -> nn.Module:
+def train(
+    model: nn.Module,  # trained in place; holds the averaged weights afterwards
+    loss_fn,  # (model, generator) -> scalar; draws its own batch from the generator, which lives on the training device
+    folder,  # where `losses.csv` and the checkpoint are kept
+    steps: int,  # optimizer steps in all, the ones done by earlier runs included
+    lr: float,  # peak learning rate; 5% warm-up, then a cosine to zero
+    ema_decay: float = 0.995,  # at most; it rises from 0 as (1+step)/(10+step)
+    weight_decay: float = 0.01,  # of AdamW
+    seed: int = 0,  # of the batches
+    save_seconds: float = 60,  # between two checkpoints
+    minutes: float = math.inf,  # after which to stop with a checkpoint; the next call goes on
+) -> nn.Module:
     "Train `model` for `steps` steps, on as many processes as `accelerate` started, and continue from a checkpoint if there is one. Raises `ValueError` for that of another run"
     folder, acc, run = Path(folder), Accelerator(), dict(steps=steps, lr=lr, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     cuda = acc.device.type == 'cuda'
     model.to(acc.device, memory_format=torch.channels_last if cuda else torch.preserve_format)
-    opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=cuda or None)
-    sched = get_scheduler('cosine', opt, num_warmup_steps=steps//20, num_training_steps=steps)
+    opt = torch.optim.AdamW(
+        model.parameters(), lr=lr, weight_decay=weight_decay, fused=cuda or None
+    )
+    sched = get_scheduler('cosine', opt, num_warmup_steps=steps // 20, num_training_steps=steps)
     ema = EMAModel(model.parameters(), decay=ema_decay, foreach=cuda)
-    state, model_, done, spent = dict(model=model, opt=opt, sched=sched, ema=ema), model, 0, 0.
-    if (folder/'checkpoint.pt').exists():
-        saved = torch.load(folder/'checkpoint.pt', map_location='cpu', weights_only=True)
-        if saved['run'] != run: raise ValueError(f"{folder} holds a run with {saved['run']}, not {run}: delete the folder, or give another one")
-        for k, o in state.items(): o.load_state_dict(saved[k])
+    state, model_, done, spent = dict(model=model, opt=opt, sched=sched, ema=ema), model, 0, 0.0
+    if (folder / 'checkpoint.pt').exists():
+        saved = torch.load(folder / 'checkpoint.pt', map_location='cpu', weights_only=True)
+        if saved['run'] != run:
+            raise ValueError(
+                f"{folder} holds a run with {saved['run']}, not {run}: delete the folder, or give another one"
+            )
+        for k, o in state.items():
+            o.load_state_dict(saved[k])
         done, spent = saved['step'], saved['seconds']
-    ema.to(acc.device); model = acc.prepare(model.train()); start = last = time.time()
-    losses = (folder/'losses.csv').open('a') if acc.is_main_process else None
-    for step in tqdm(range(done, steps), folder.name, initial=done, total=steps, leave=False, mininterval=5, disable=not acc.is_main_process):
-        gen = torch.Generator(acc.device).manual_seed((seed*1_000_003 + step)*64 + acc.process_index)
-        with acc.autocast(): loss = loss_fn(model, gen)
-        acc.backward(loss); acc.clip_grad_norm_(model.parameters(), 1.)
-        opt.step(); sched.step(); opt.zero_grad(); ema.step(model_.parameters())
+    ema.to(acc.device)
+    model = acc.prepare(model.train())
+    start = last = time.time()
+    losses = (folder / 'losses.csv').open('a') if acc.is_main_process else None
+    for step in tqdm(
+        range(done, steps),
+        folder.name,
+        initial=done,
+        total=steps,
+        leave=False,
+        mininterval=5,
+        disable=not acc.is_main_process,
+    ):
+        gen = torch.Generator(acc.device).manual_seed(
+            (seed * 1_000_003 + step) * 64 + acc.process_index
+        )
+        with acc.autocast():
+            loss = loss_fn(model, gen)
+        acc.backward(loss)
+        acc.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        sched.step()
+        opt.zero_grad()
+        ema.step(model_.parameters())
         now, tenth = time.time(), step % 10 == 0 or step + 1 == steps
-        stop = tenth and acc.reduce(torch.tensor(float(now - start > 60*minutes), device=acc.device), 'sum').item() > 0 # all processes at the same step
+        stop = (
+            tenth
+            and acc.reduce(
+                torch.tensor(float(now - start > 60 * minutes), device=acc.device), 'sum'
+            ).item()
+            > 0
+        )  # all processes at the same step
         if losses and (now - last > save_seconds or stop or step + 1 == steps):
-            saved = {k: o.state_dict() for k, o in state.items()} | dict(step=step + 1, seconds=spent + now - start, run=run)
-            write_whole(folder/'checkpoint.pt', lambda p: torch.save(saved, p)); last = now
-        if losses and tenth: losses.write(f'{step},{loss.item():.5f},{spent + now - start:.1f}\n'); losses.flush()
-        if stop: break
+            saved = {k: o.state_dict() for k, o in state.items()} | dict(
+                step=step + 1, seconds=spent + now - start, run=run
+            )
+            write_whole(folder / 'checkpoint.pt', lambda p: torch.save(saved, p))
+            last = now
+        if losses and tenth:
+            losses.write(f'{step},{loss.item():.5f},{spent + now - start:.1f}\n')
+            losses.flush()
+        if stop:
+            break
     ema.copy_to(model_.parameters())
     return model_.eval()
 
-def done_steps(folder) -> int: # of a part, e.g. `work/unet`
+
+def done_steps(folder) -> int:  # of a part, e.g. `work/unet`
     "How many steps of a training are in its losses"
-    path = Path(folder)/'losses.csv'
+    path = Path(folder) / 'losses.csv'
     lines = path.read_text().split() if path.exists() else []
     return int(lines[-1].split(',')[0]) + 1 if lines else 0
 
@@ -127,174 +234,332 @@ def done_steps(folder) -> int: # of a part, e.g. `work/unet`
 @dataclass
 class Corpus:
     "What the models learn from"
-    images: Tensor # uint8 (N,3,S,S)
-    captions: list # the distinct ones
-    number: Tensor # (N,K) of each image's captions
-    group: Tensor # (N,) images of one group are positives for CLIP
-    flip: Tensor # (N,) whether the mirror image is as good
-    def to(self, device): return Corpus(self.images.to(device), self.captions, *(t.to(device) for t in (self.number, self.group, self.flip)))
-    def draw(self, i: Tensor, # (B,) which images
-             size: int, # side of the window
-             gen: torch.Generator|None = None) -> Tensor: # (B,3,size,size) in [-1,1]
+
+    images: Tensor  # uint8 (N,3,S,S)
+    captions: list  # the distinct ones
+    number: Tensor  # (N,K) of each image's captions
+    group: Tensor  # (N,) images of one group are positives for CLIP
+    flip: Tensor  # (N,) whether the mirror image is as good
+
+    def to(self, device):
+        return Corpus(
+            self.images.to(device),
+            self.captions,
+            *(t.to(device) for t in (self.number, self.group, self.flip)),
+        )
+
+    def draw(
+        self,
+        i: Tensor,  # (B,) which images
+        size: int,  # side of the window
+        gen: torch.Generator | None = None,
+    ) -> Tensor:  # (B,3,size,size) in [-1,1]
         "Random windows of images, mirrored half the time where that is allowed; without a generator the middle ones, as they are"
         n, device = self.images.shape[-1] - size + 1, self.images.device
         window = torch.arange(size, device=device)
-        rows, cols = (window + n//2).expand(2, len(i), size)
-        if gen and n > 1: rows, cols = window + torch.randint(n, (2, len(i), 1), generator=gen, device=device)
-        if gen and self.flip.any(): cols = torch.where(self.flip[i, None] & (torch.rand(len(i), 1, generator=gen, device=device) < .5), cols.flip(1), cols)
-        x = self.images[i[:, None, None, None], torch.arange(3, device=device)[:, None, None], rows[:, None, :, None], cols[:, None, None, :]]
-        return x.contiguous(memory_format=torch.channels_last).float()/127.5 - 1
+        rows, cols = (window + n // 2).expand(2, len(i), size)
+        if gen and n > 1:
+            rows, cols = window + torch.randint(n, (2, len(i), 1), generator=gen, device=device)
+        if gen and self.flip.any():
+            cols = torch.where(
+                self.flip[i, None] & (torch.rand(len(i), 1, generator=gen, device=device) < 0.5),
+                cols.flip(1),
+                cols,
+            )
+        x = self.images[
+            i[:, None, None, None],
+            torch.arange(3, device=device)[:, None, None],
+            rows[:, None, :, None],
+            cols[:, None, None, :],
+        ]
+        return x.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
 
-def load_corpus(work) -> Corpus: # on the training device
+
+def load_corpus(work) -> Corpus:  # on the training device
     "The corpus of a folder, each distinct caption kept once"
-    z = np.load(Path(work)/'corpus.npz')
+    z = np.load(Path(work) / 'corpus.npz')
     images, (captions, number) = z['images'], np.unique(z['captions'], return_inverse=True)
-    if images.ndim == 3: images = np.repeat(images[..., None], 3, -1)
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, -1)
     number = number.reshape(len(images), -1)
-    group, flip = (torch.from_numpy(z[k] if k in z else other) for k, other in (('group', number[:, 0]), ('flip', np.zeros(len(images), bool))))
-    return Corpus(torch.from_numpy(images).permute(0, 3, 1, 2), captions.tolist(), torch.from_numpy(number), group, flip).to(PartialState().device)
+    group, flip = (
+        torch.from_numpy(z[k] if k in z else other)
+        for k, other in (('group', number[:, 0]), ('flip', np.zeros(len(images), bool)))
+    )
+    return Corpus(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        captions.tolist(),
+        torch.from_numpy(number),
+        group,
+        flip,
+    ).to(PartialState().device)
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #a378458d
-def clip_loss(image: Tensor, # (B,D), of unit length
-              text: Tensor, # (B,D), of unit length
-              group: Tensor, # (B,) number of each pair's caption or class; equal numbers are positives
-              scale: Tensor, # the inverse temperature
-              ) -> Tensor:
+def clip_loss(
+    image: Tensor,  # (B,D), of unit length
+    text: Tensor,  # (B,D), of unit length
+    group: Tensor,  # (B,) number of each pair's caption or class; equal numbers are positives
+    scale: Tensor,  # the inverse temperature
+) -> Tensor:
     "CLIP's symmetric cross entropy with the pairs of a group as shared positives"
     logits = scale * image @ text.T
     target = (group[:, None] == group[None]).float()
-    target = target / target.sum(1, keepdim=True) # symmetric, as the matrix of equal groups is
+    target = target / target.sum(1, keepdim=True)  # symmetric, as the matrix of equal groups is
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-def train_clip(work, # the folder with the corpus; the model goes to `work/clip`
-               steps: int = 1000, batch_size: int = 256, lr: float = 1e-3,
-               image_size: int|None = None, # of the model; None: of the corpus' images
-               minutes: float = math.inf, # see `train`
-               **sizes): # and the arguments of `build_clip`
+
+def train_clip(
+    work,  # the folder with the corpus; the model goes to `work/clip`
+    steps: int = 1000,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    image_size: int | None = None,  # of the model; None: of the corpus' images
+    minutes: float = math.inf,  # see `train`
+    **sizes,
+):  # and the arguments of `build_clip`
     "Train a tokenizer and a CLIP on the corpus"
     corpus = load_corpus(work)
     size, (n, k) = image_size or corpus.images.shape[-1], corpus.number.shape
     tokenizer = train_tokenizer(corpus.captions)
-    tokens = tokenizer(corpus.captions, padding='max_length', return_tensors='pt').input_ids.to(corpus.images.device)
+    tokens = tokenizer(corpus.captions, padding='max_length', return_tensors='pt').input_ids.to(
+        corpus.images.device
+    )
     torch.manual_seed(0)
     model = build_clip(tokenizer, image_size=size, **sizes)
+
     def loss_fn(m, gen):
         i = torch.randint(n, (batch_size,), generator=gen, device=gen.device)
-        c = corpus.number[i, torch.randint(k, (batch_size,), generator=gen, device=gen.device) if k > 1 else 0]
-        out = m(input_ids=tokens[c], attention_mask=torch.ones_like(tokens[c]), pixel_values=corpus.draw(i, size, gen))
-        return clip_loss(out.image_embeds, out.text_embeds, corpus.group[i], m.logit_scale.exp().clamp(max=100))
-    model = train(model, loss_fn, Path(work)/'clip', steps, lr, minutes=minutes)
-    model.save_pretrained(Path(work)/'clip'); tokenizer.save_pretrained(Path(work)/'clip')
+        c = corpus.number[
+            i, torch.randint(k, (batch_size,), generator=gen, device=gen.device) if k > 1 else 0
+        ]
+        out = m(
+            input_ids=tokens[c],
+            attention_mask=torch.ones_like(tokens[c]),
+            pixel_values=corpus.draw(i, size, gen),
+        )
+        return clip_loss(
+            out.image_embeds, out.text_embeds, corpus.group[i], m.logit_scale.exp().clamp(max=100)
+        )
+
+    model = train(model, loss_fn, Path(work) / 'clip', steps, lr, minutes=minutes)
+    model.save_pretrained(Path(work) / 'clip')
+    tokenizer.save_pretrained(Path(work) / 'clip')
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #b13aa5ad
 @torch.no_grad()
-def fold_normalisation(vae: AutoencoderKL, # changed in place
-                       images: Tensor, # (N,3,H,W) in [-1,1] to measure the latents on
-                       ) -> AutoencoderKL:
+def fold_normalisation(
+    vae: AutoencoderKL,  # changed in place
+    images: Tensor,  # (N,3,H,W) in [-1,1] to measure the latents on
+) -> AutoencoderKL:
     "Fold an affine map into the VAE's 1x1 convolutions so that its scaled latents have mean 0 and deviation 1 in each channel"
     z = torch.cat([vae.encode(b).latent_dist.mean for b in images.split(256)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * vae.config.scaling_factor
     q, p = vae.quant_conv, vae.post_quant_conv
-    both = torch.cat([std, torch.ones_like(std)]) # the second half of quant_conv's output is the log-variance: shifted, not scaled
+    both = torch.cat(
+        [std, torch.ones_like(std)]
+    )  # the second half of quant_conv's output is the log-variance: shifted, not scaled
     q.weight /= both[:, None, None, None]
-    q.bias.copy_((q.bias - torch.cat([mean, 2*std.log()])) / both)
-    p.bias += p.weight[:, :, 0, 0] @ mean # before the weight, as the bias wants the old one
+    q.bias.copy_((q.bias - torch.cat([mean, 2 * std.log()])) / both)
+    p.bias += p.weight[:, :, 0, 0] @ mean  # before the weight, as the bias wants the old one
     p.weight *= std[None, :, None, None]
     return vae
 
-def train_vae(work, # the folder with the corpus; the model goes to `work/vae`
-              steps: int = 1500, batch_size: int = 32, lr: float = 2e-3,
-              kl: float = 3e-4, # weight of the KL term, per value
-              l1: float = 0., gradient: float = 0., # see `vae_loss`
-              crop: int|None = None, # train on random windows of this side (the VAE is convolutional); None: of `image_size`
-              image_size: int|None = None, # of the model; None: of the corpus' images
-              minutes: float = math.inf, # see `train`
-              **sizes): # and the arguments of `build_vae`
+
+def train_vae(
+    work,  # the folder with the corpus; the model goes to `work/vae`
+    steps: int = 1500,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    kl: float = 3e-4,  # weight of the KL term, per value
+    l1: float = 0.0,
+    gradient: float = 0.0,  # see `vae_loss`
+    crop: int
+    | None = None,  # train on random windows of this side (the VAE is convolutional); None: of `image_size`
+    image_size: int | None = None,  # of the model; None: of the corpus' images
+    minutes: float = math.inf,  # see `train`
+    **sizes,
+):  # and the arguments of `build_vae`
     "Train a VAE on the corpus' images, then normalise its latents"
     corpus = load_corpus(work)
     size = image_size or corpus.images.shape[-1]
     torch.manual_seed(0)
     model = build_vae(image_size=size, **sizes)
+
     def loss_fn(m, gen):
         i = torch.randint(len(corpus.images), (batch_size,), generator=gen, device=gen.device)
         return vae_loss(m, corpus.draw(i, crop or size, gen), gen, kl, l1, gradient)
-    model = train(model, loss_fn, Path(work)/'vae', steps, lr, minutes=minutes)
-    fold_normalisation(model, corpus.draw(torch.arange(min(len(corpus.images), 2000), device=model.device), size)).save_pretrained(Path(work)/'vae')
 
-def vae_loss(vae: AutoencoderKL, x: Tensor, # (B,3,H,W) in [-1,1]
-             generator: torch.Generator, # of the posterior's draw
-             kl: float, # weight of the KL term, per value
-             l1: float = 0., # weight of the mean absolute error
-             gradient: float = 0., # weight of the mean absolute error of differences between neighbouring pixels
-              ) -> Tensor:
+    model = train(model, loss_fn, Path(work) / 'vae', steps, lr, minutes=minutes)
+    fold_normalisation(
+        model, corpus.draw(torch.arange(min(len(corpus.images), 2000), device=model.device), size)
+    ).save_pretrained(Path(work) / 'vae')
+
+
+def vae_loss(
+    vae: AutoencoderKL,
+    x: Tensor,  # (B,3,H,W) in [-1,1]
+    generator: torch.Generator,  # of the posterior's draw
+    kl: float,  # weight of the KL term, per value
+    l1: float = 0.0,  # weight of the mean absolute error
+    gradient: float = 0.0,  # weight of the mean absolute error of differences between neighbouring pixels
+) -> Tensor:
     "Mean squared error of the reconstruction + `kl` times the mean KL divergence of the posterior from N(0,1), + absolute errors"
     q = vae.encode(x).latent_dist
     z = q.mean + q.std * torch.randn(q.mean.shape, generator=generator, device=x.device)
     y = vae.decode(z).sample.float()
-    loss = F.mse_loss(y, x) + kl*(q.mean**2 + q.var - 1 - q.logvar).mean()/2
-    if l1: loss = loss + l1*F.l1_loss(y, x)
-    if gradient: loss = loss + gradient*sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))/2
+    loss = F.mse_loss(y, x) + kl * (q.mean**2 + q.var - 1 - q.logvar).mean() / 2
+    if l1:
+        loss = loss + l1 * F.l1_loss(y, x)
+    if gradient:
+        loss = loss + gradient * sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3)) / 2
     return loss
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #62897e83
 def scheduler() -> DDIMScheduler:
     "The noise schedule of Stable Diffusion 1.x"
-    return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
 
 @torch.no_grad()
-def encode_corpus(work, image_size: int|None = None, # of the windows; None: the whole images
-                  views: int = 1) -> tuple[Tensor, Tensor, Tensor]: # latents (views*N,4,h,w); text embeddings (M,L,D), the empty caption last; (views*N,) the number of each caption
+def encode_corpus(
+    work,
+    image_size: int | None = None,  # of the windows; None: the whole images
+    views: int = 1,
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # latents (views*N,4,h,w); text embeddings (M,L,D), the empty caption last; (views*N,) the number of each caption
     "Latents of all images (1 view: the middle window, as it is) and embeddings of all captions, with the trained VAE and CLIP; cached in `work/encoded.pt`"
-    path = Path(work)/'encoded.pt'
+    path = Path(work) / 'encoded.pt'
     if not path.exists():
         corpus = load_corpus(work)
-        device, size, k = corpus.images.device, image_size or corpus.images.shape[-1], corpus.number.shape[1]
-        vae, tok = AutoencoderKL.from_pretrained(Path(work)/'vae').to(device), CLIPTokenizer.from_pretrained(Path(work)/'clip')
-        text, gen = CLIPModel.from_pretrained(Path(work)/'clip').text_model.to(device), torch.Generator(device).manual_seed(0) if views > 1 else None
-        batches = [i for _ in range(views) for i in torch.arange(len(corpus.images), device=device).split(256)]
-        z = torch.cat([vae.encode(corpus.draw(i, size, gen)).latent_dist.mean.cpu() for i in batches]) * vae.config.scaling_factor
-        ids = tok(corpus.captions + [''], padding='max_length', return_tensors='pt').input_ids.to(device)
+        device, size, k = (
+            corpus.images.device,
+            image_size or corpus.images.shape[-1],
+            corpus.number.shape[1],
+        )
+        vae, tok = (
+            AutoencoderKL.from_pretrained(Path(work) / 'vae').to(device),
+            CLIPTokenizer.from_pretrained(Path(work) / 'clip'),
+        )
+        text, gen = (
+            CLIPModel.from_pretrained(Path(work) / 'clip').text_model.to(device),
+            torch.Generator(device).manual_seed(0) if views > 1 else None,
+        )
+        batches = [
+            i
+            for _ in range(views)
+            for i in torch.arange(len(corpus.images), device=device).split(256)
+        ]
+        z = (
+            torch.cat(
+                [vae.encode(corpus.draw(i, size, gen)).latent_dist.mean.cpu() for i in batches]
+            )
+            * vae.config.scaling_factor
+        )
+        ids = tok(corpus.captions + [''], padding='max_length', return_tensors='pt').input_ids.to(
+            device
+        )
         emb = torch.cat([text(i).last_hidden_state.cpu() for i in ids.split(256)])
-        write_whole(path, lambda p: torch.save((z, emb, torch.cat([corpus.number[:, v % k].cpu() for v in range(views)])), p))
+        write_whole(
+            path,
+            lambda p: torch.save(
+                (z, emb, torch.cat([corpus.number[:, v % k].cpu() for v in range(views)])), p
+            ),
+        )
     return torch.load(path, map_location=PartialState().device, weights_only=True)
 
-def train_unet(work, # the folder with the corpus and the trained VAE and CLIP; the model goes to `work/unet`
-               steps: int = 3500, batch_size: int = 64, # for each process
-               lr: float = 1e-3, dropout: float = .1, # the share of empty captions
-               snr_gamma: float = 5, # of the Min-SNR weights; `inf`: plain DDPM
-               image_size: int|None = None, views: int = 1, # see `encode_corpus`
-               minutes: float = math.inf, # see `train`
-               **sizes): # and the arguments of `build_unet`
+
+def train_unet(
+    work,  # the folder with the corpus and the trained VAE and CLIP; the model goes to `work/unet`
+    steps: int = 3500,
+    batch_size: int = 64,  # for each process
+    lr: float = 1e-3,
+    dropout: float = 0.1,  # the share of empty captions
+    snr_gamma: float = 5,  # of the Min-SNR weights; `inf`: plain DDPM
+    image_size: int | None = None,
+    views: int = 1,  # see `encode_corpus`
+    minutes: float = math.inf,  # see `train`
+    **sizes,
+):  # and the arguments of `build_unet`
     "Train the U-Net on the corpus' latents and captions"
     acc, start = Accelerator(), time.time()
-    with acc.main_process_first(): z, emb, number = encode_corpus(work, image_size, views)
+    with acc.main_process_first():
+        z, emb, number = encode_corpus(work, image_size, views)
     alphas = scheduler().alphas_cumprod.to(z.device)
-    snr = alphas/(1-alphas); weight = snr.clamp(max=snr_gamma)/snr
+    snr = alphas / (1 - alphas)
+    weight = snr.clamp(max=snr_gamma) / snr
     torch.manual_seed(0)
     model = build_unet(z.shape[-1], cross_attention_dim=emb.shape[-1], **sizes)
+
     def loss_fn(m, gen):
         draw = dict(generator=gen, device=gen.device)
-        i, t = torch.randint(len(z), (batch_size,), **draw), torch.randint(1000, (batch_size,), **draw)
+        i, t = (
+            torch.randint(len(z), (batch_size,), **draw),
+            torch.randint(1000, (batch_size,), **draw),
+        )
         c = torch.where(torch.rand(batch_size, **draw) < dropout, len(emb) - 1, number[i])
         eps, a = torch.randn(z[i].shape, **draw), alphas[t].view(-1, 1, 1, 1)
-        return (weight[t] * (m(a.sqrt()*z[i] + (1-a).sqrt()*eps, t, emb[c]).sample - eps).pow(2).mean((1, 2, 3))).mean()
-    model = train(model, loss_fn, Path(work)/'unet', steps, lr, ema_decay=.999, minutes=minutes - (time.time() - start)/60)
-    if acc.is_main_process: model.save_pretrained(Path(work)/'unet')
+        return (
+            weight[t]
+            * (m(a.sqrt() * z[i] + (1 - a).sqrt() * eps, t, emb[c]).sample - eps)
+            .pow(2)
+            .mean((1, 2, 3))
+        ).mean()
+
+    model = train(
+        model,
+        loss_fn,
+        Path(work) / 'unet',
+        steps,
+        lr,
+        ema_decay=0.999,
+        minutes=minutes - (time.time() - start) / 60,
+    )
+    if acc.is_main_process:
+        model.save_pretrained(Path(work) / 'unet')
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #0c456cf5
-def save_world(work, # the folder with the trained parts
-               out): # the folder to write; its parent must exist
+def save_world(
+    work,  # the folder with the trained parts
+    out,
+):  # the folder to write; its parent must exist
     "Join the trained parts to a `StableDiffusionPipeline` and a `CLIPModel`, and save both as fp16 safetensors"
     work, out = Path(work), Path(out)
-    clip, tok = CLIPModel.from_pretrained(work/'clip'), CLIPTokenizer.from_pretrained(work/'clip')
-    text = CLIPTextModel.from_pretrained(work/'clip')
-    pipe = StableDiffusionPipeline(vae=AutoencoderKL.from_pretrained(work/'vae'), unet=UNet2DConditionModel.from_pretrained(work/'unet'), text_encoder=text,
-                                   tokenizer=tok, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    clip, tok = (
+        CLIPModel.from_pretrained(work / 'clip'),
+        CLIPTokenizer.from_pretrained(work / 'clip'),
+    )
+    text = CLIPTextModel.from_pretrained(work / 'clip')
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / 'vae'),
+        unet=UNet2DConditionModel.from_pretrained(work / 'unet'),
+        text_encoder=text,
+        tokenizer=tok,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.to(torch.float16).save_pretrained(out)
     size = clip.config.vision_config.image_size
-    clip.half().save_pretrained(out/'clip'); tok.save_pretrained(out/'clip')
-    CLIPImageProcessor(size={'shortest_edge': size}, crop_size={'height': size, 'width': size}, image_mean=[.5]*3, image_std=[.5]*3).save_pretrained(out/'clip')
-    for p in out.glob('*/config.json'): # transformers computes in the type that the configuration names; and where it was trained is of no use to others
+    clip.half().save_pretrained(out / 'clip')
+    tok.save_pretrained(out / 'clip')
+    CLIPImageProcessor(
+        size={'shortest_edge': size},
+        crop_size={'height': size, 'width': size},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(out / 'clip')
+    for p in out.glob(
+        '*/config.json'
+    ):  # transformers computes in the type that the configuration names; and where it was trained is of no use to others
         lines = p.read_text().replace('"float16"', '"float32"').splitlines(keepends=True)
         p.write_text(''.join(l for l in lines if '"_name_or_path"' not in l))
     return out
@@ -302,46 +567,96 @@ def save_world(work, # the folder with the trained parts
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #8d747e00
 STAGES = dict(clip=train_clip, vae=train_vae, unet=train_unet)
 
-def is_done(work, stage: str) -> bool: # 'clip', 'vae' or 'unet'
+
+def is_done(work, stage: str) -> bool:  # 'clip', 'vae' or 'unet'
     "Whether a part has all its steps"
-    return (Path(work)/stage/'done').exists()
+    return (Path(work) / stage / 'done').exists()
 
-def main(stage: str, # 'clip', 'vae', 'unet', or 'all': one after the other
-         work: str, # the folder with the corpus and the settings
-         minutes: float|str = math.inf): # after which to stop; the next call goes on
+
+def main(
+    stage: str,  # 'clip', 'vae', 'unet', or 'all': one after the other
+    work: str,  # the folder with the corpus and the settings
+    minutes: float | str = math.inf,
+):  # after which to stop; the next call goes on
     "Train one part, or all, with the keyword arguments of `work/settings.json`"
-    torch.set_num_threads(1) # on a CPU two processes of one thread are faster than one of two
-    matrix_unit = getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16') # of a processor
-    if PartialState().device.type == 'cuda' or matrix_unit: os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
-    work, end, settings = Path(work), time.time() + 60*float(minutes), json.loads((Path(work)/'settings.json').read_text())
+    torch.set_num_threads(1)  # on a CPU two processes of one thread are faster than one of two
+    matrix_unit = getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16')  # of a processor
+    if PartialState().device.type == 'cuda' or matrix_unit:
+        os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
+    work, end, settings = (
+        Path(work),
+        time.time() + 60 * float(minutes),
+        json.loads((Path(work) / 'settings.json').read_text()),
+    )
     for s in STAGES if stage == 'all' else [stage]:
-        if is_done(work, s): continue
-        if s == 'unet' and not (is_done(work, 'clip') and is_done(work, 'vae')): return print('the U-Net waits for CLIP and VAE')
-        STAGES[s](work, minutes=(end - time.time())/60, **settings[s])
-        done = done_steps(work/s)
-        if PartialState().is_main_process: print(f'{s}: {done:,} of {settings[s]["steps"]:,} steps')
-        if done == settings[s]['steps']: (work/s/'done').touch()
+        if is_done(work, s):
+            continue
+        if s == 'unet' and not (is_done(work, 'clip') and is_done(work, 'vae')):
+            return print('the U-Net waits for CLIP and VAE')
+        STAGES[s](work, minutes=(end - time.time()) / 60, **settings[s])
+        done = done_steps(work / s)
+        if PartialState().is_main_process:
+            print(f'{s}: {done:,} of {settings[s]["steps"]:,} steps')
+        if done == settings[s]['steps']:
+            (work / s / 'done').touch()
 
-def run_stages(work, # the folder with the corpus and the settings
-               *stages: str, # to run side by side
-               processes: int = 1, # of a single stage
-               minutes: float = math.inf): # after which to stop; the next call goes on
+
+def run_stages(
+    work,  # the folder with the corpus and the settings
+    *stages: str,  # to run side by side
+    processes: int = 1,  # of a single stage
+    minutes: float = math.inf,
+):  # after which to stop; the next call goes on
     "Train the unfinished ones of `stages`, each in its own process, with a bar for each. Raises `RuntimeError` with the end of the log of one that fails"
     work, todo = Path(work), [s for s in stages if not is_done(work, s)]
-    env, settings = dict(os.environ, OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', DREAMDA_FOLLOW='1'), json.loads((Path(work)/'settings.json').read_text())
-    several = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)] if len(stages) == 1 and processes > 1 else []
-    logs = {s: (work/f'{s}.log').open('w') for s in todo}
-    procs = {s: subprocess.Popen([sys.executable, *several, '-m', 'dreamda.diffusion.pretrain', s, str(work), str(minutes)], stdin=subprocess.PIPE, stdout=logs[s], stderr=logs[s], env=env) for s in todo}
+    env, settings = (
+        dict(os.environ, OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false', DREAMDA_FOLLOW='1'),
+        json.loads((Path(work) / 'settings.json').read_text()),
+    )
+    several = (
+        ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+        if len(stages) == 1 and processes > 1
+        else []
+    )
+    logs = {s: (work / f'{s}.log').open('w') for s in todo}
+    procs = {
+        s: subprocess.Popen(
+            [
+                sys.executable,
+                *several,
+                '-m',
+                'dreamda.diffusion.pretrain',
+                s,
+                str(work),
+                str(minutes),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=logs[s],
+            stderr=logs[s],
+            env=env,
+        )
+        for s in todo
+    }
     bars = {s: tqdm(total=settings[s]['steps'], desc=s, leave=False) for s in todo}
     while any(p.poll() is None for p in procs.values()):
-        for s, bar in bars.items(): bar.update(done_steps(work/s) - bar.n)
+        for s, bar in bars.items():
+            bar.update(done_steps(work / s) - bar.n)
         time.sleep(1)
     for s, p in procs.items():
-        if p.returncode: raise RuntimeError(f'training of {s} failed:\n' + (work/f'{s}.log').read_text()[-2000:])
+        if p.returncode:
+            raise RuntimeError(
+                f'training of {s} failed:\n' + (work / f'{s}.log').read_text()[-2000:]
+            )
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #ae2ef0ca
-def _follow(): os.read(0, 1); os._exit(1) # the other end is closed: whoever started the training is gone, and the next call would start another one beside it
+def _follow():
+    os.read(0, 1)
+    os._exit(
+        1
+    )  # the other end is closed: whoever started the training is gone, and the next call would start another one beside it
+
 
 if __name__ == '__main__' and '__file__' in globals():
-    if 'DREAMDA_FOLLOW' in os.environ: threading.Thread(target=_follow, daemon=True).start()
+    if 'DREAMDA_FOLLOW' in os.environ:
+        threading.Thread(target=_follow, daemon=True).start()
     main(*sys.argv[1:])

@@ -7,216 +7,430 @@ __all__ = ['MAX_CHARS', 'GRAMMARS', 'REQUEST', 'names_class', 'problem', 'sift',
            'prompts_path', 'read_prompts', 'write_prompts', 'truncated', 'make_prompts']
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #b317a7e4
-import hashlib, json, math, os, re
+import hashlib
+import json
+import math
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
 from tqdm.auto import tqdm
+
 from ..data.images import write_whole
 from .pipeline import TEMPLATE, default_device, fill_template
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #a221435b
-MAX_CHARS = 400 # of a prompt; CLIP reads 77 tokens, about 350 characters
+MAX_CHARS = 400  # of a prompt; CLIP reads 77 tokens, about 350 characters
 
-def names_class(prompt: str, name: str, # of a class
-                ) -> bool:
+
+def names_class(
+    prompt: str,
+    name: str,  # of a class
+) -> bool:
     "Does a text name a class, as a word of its own, singular or plural?"
     *first, last = map(re.escape, fill_template('{class}', name).split())
     last = f'(?:{last}(?:s|es)?' + (f'|{last[:-1]}ies)' if last.endswith('y') else ')')
     return bool(re.search(r'(?<!\w)' + r'[\s_-]+'.join([*first, last]) + r'(?!\w)', prompt, re.I))
 
-def problem(prompt: str, name: str, # the class
-            classes: list[str] = (), # all that there are; others may not be named
-            min_words: int = 1) -> str: # what is wrong; '' if nothing is
-    "Why a text cannot be a prompt for a class"
-    if not prompt.isprintable(): return 'control characters'
-    if len(prompt) > MAX_CHARS: return 'too long'
-    if re.search(r'[\\/]', prompt): return 'like a path'
-    if len(prompt.split()) < min_words: return 'too short'
-    if not names_class(prompt, name): return 'class not named'
-    return 'another class named' if any(names_class(prompt, c) for c in classes if not names_class(fill_template('{class}', name), c)) else ''
 
-def sift(answers: list[str], name: str, classes: list[str], min_words: int,
-         known: list[str] = ()) -> tuple[list[str], Counter]: # the new prompts, and how many answers had which problem
+def problem(
+    prompt: str,
+    name: str,  # the class
+    classes: list[str] = (),  # all that there are; others may not be named
+    min_words: int = 1,
+) -> str:  # what is wrong; '' if nothing is
+    "Why a text cannot be a prompt for a class"
+    if not prompt.isprintable():
+        return 'control characters'
+    if len(prompt) > MAX_CHARS:
+        return 'too long'
+    if re.search(r'[\\/]', prompt):
+        return 'like a path'
+    if len(prompt.split()) < min_words:
+        return 'too short'
+    if not names_class(prompt, name):
+        return 'class not named'
+    return (
+        'another class named'
+        if any(
+            names_class(prompt, c)
+            for c in classes
+            if not names_class(fill_template('{class}', name), c)
+        )
+        else ''
+    )
+
+
+def sift(
+    answers: list[str], name: str, classes: list[str], min_words: int, known: list[str] = ()
+) -> tuple[list[str], Counter]:  # the new prompts, and how many answers had which problem
     "The usable ones among the answers for a class"
     plain = lambda p: ' '.join(re.findall(r'\w+', p.casefold()))
     seen, good, bad = {plain(p) for p in known}, [], Counter()
     for a in answers:
-        if why := problem(a, name, classes, min_words) or ('duplicate' if plain(a) in seen else ''): bad[why] += 1
-        else: good.append(a); seen.add(plain(a))
+        if why := problem(a, name, classes, min_words) or ('duplicate' if plain(a) in seen else ''):
+            bad[why] += 1
+        else:
+            good.append(a)
+            seen.add(plain(a))
     return good, bad
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #adc41000
 GRAMMARS = dict(
-    photo=('{domain} of a {class} {view}, {place}, {light}', dict(
-        domain=('A photo', 'A snapshot', 'A close-up photo', 'An old film photograph', 'A high-resolution photo', 'A blurry photo', 'A painting', 'A pencil drawing'),
-        view=('seen from the side', 'seen from the front', 'seen from behind', 'seen from above', 'at a distance', 'turned a little to the left', 'turned a little to the right', 'partly out of the frame'),
-        place=('in front of a plain wall', 'in a garden', 'in a street', 'indoors on a wooden floor', 'near the water', 'in front of trees', 'in a wide field', 'in a cluttered room', 'under an open sky', 'on a gravel path'),
-        light=('in soft morning light', 'in the harsh sun of noon', 'at dusk', 'under an overcast sky', 'in the light of a lamp', 'with the light from behind', 'in deep shade'))),
-    glyph=('{start}a{weight}{width}{style}{noun} {class}{slant}{turn}{quality}', dict(
-        start=('', 'a photo of ', 'a picture of ', 'an image of '), weight=('', ' thin', ' bold', ' heavy'), width=('', ' wide', ' narrow'), style=('', ' handwritten', ' printed'),
-        noun=('', ' digit', ' number'), slant=('', ', slanted', ', leaning back'), turn=('', ', rotated left', ', rotated right'), quality=('', ', low resolution'))))
+    photo=(
+        '{domain} of a {class} {view}, {place}, {light}',
+        dict(
+            domain=(
+                'A photo',
+                'A snapshot',
+                'A close-up photo',
+                'An old film photograph',
+                'A high-resolution photo',
+                'A blurry photo',
+                'A painting',
+                'A pencil drawing',
+            ),
+            view=(
+                'seen from the side',
+                'seen from the front',
+                'seen from behind',
+                'seen from above',
+                'at a distance',
+                'turned a little to the left',
+                'turned a little to the right',
+                'partly out of the frame',
+            ),
+            place=(
+                'in front of a plain wall',
+                'in a garden',
+                'in a street',
+                'indoors on a wooden floor',
+                'near the water',
+                'in front of trees',
+                'in a wide field',
+                'in a cluttered room',
+                'under an open sky',
+                'on a gravel path',
+            ),
+            light=(
+                'in soft morning light',
+                'in the harsh sun of noon',
+                'at dusk',
+                'under an overcast sky',
+                'in the light of a lamp',
+                'with the light from behind',
+                'in deep shade',
+            ),
+        ),
+    ),
+    glyph=(
+        '{start}a{weight}{width}{style}{noun} {class}{slant}{turn}{quality}',
+        dict(
+            start=('', 'a photo of ', 'a picture of ', 'an image of '),
+            weight=('', ' thin', ' bold', ' heavy'),
+            width=('', ' wide', ' narrow'),
+            style=('', ' handwritten', ' printed'),
+            noun=('', ' digit', ' number'),
+            slant=('', ', slanted', ', leaning back'),
+            turn=('', ', rotated left', ', rotated right'),
+            quality=('', ', low resolution'),
+        ),
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Grammar:
     "Prompts from lists of words, in a random order"
-    kind: str = 'photo' # one of `GRAMMARS`
+
+    kind: str = 'photo'  # one of `GRAMMARS`
     seed: int = 0
     min_words: int = 1
     per_request: int = 1000
-    def __post_init__(self):
-        if self.kind not in GRAMMARS: raise ValueError(f'unknown grammar {self.kind!r}: one of {", ".join(GRAMMARS)}')
 
-    def __call__(self, name: str, n: int, known: list[str] = ()) -> list[str]: # known: prompts and rejected ones
+    def __post_init__(self):
+        if self.kind not in GRAMMARS:
+            raise ValueError(f'unknown grammar {self.kind!r}: one of {", ".join(GRAMMARS)}')
+
+    def __call__(
+        self, name: str, n: int, known: list[str] = ()
+    ) -> list[str]:  # known: prompts and rejected ones
         "At most `n` prompts for a class, none of the known ones"
         (pattern, lists), known, made = GRAMMARS[self.kind], set(known), []
         shape = [len(l) for l in lists.values()]
         for k in np.random.default_rng([self.seed, *name.encode()]).permutation(math.prod(shape)):
-            if len(made) == n: break
-            p = pattern.format(**{f: l[i] for (f, l), i in zip(lists.items(), np.unravel_index(k, shape))}, **{'class': fill_template('{class}', name)})
-            if p not in known: made.append(p)
+            if len(made) == n:
+                break
+            p = pattern.format(
+                **{f: l[i] for (f, l), i in zip(lists.items(), np.unravel_index(k, shape))},
+                **{'class': fill_template('{class}', name)},
+            )
+            if p not in known:
+                made.append(p)
         return made
 
-    def estimate(self, missing: dict[str, int]) -> str: return f'{sum(missing.values())} prompts from the grammar {self.kind!r}'
+    def estimate(self, missing: dict[str, int]) -> str:
+        return f'{sum(missing.values())} prompts from the grammar {self.kind!r}'
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #8b058b49
 REQUEST = '''Invent {n} different scenes with a {class}, one of the classes of a dataset of {about}. Nothing else that such a dataset could have as a class is to be seen in them.
 Describe each scene in one sentence of at least {min_words} and at most 50 words that contains the name "{class}" and can be used as a prompt for Stable Diffusion.
 Answer with one sentence on each line and nothing else.'''
 
+
 def split_answer(text: str) -> list[str]:
     "The descriptions in an answer: its lines, without numbers, bullets, quotes and headings"
-    lines = (' '.join(re.sub(r'^\s*(?:\d+\s*[.):]|[-*•])\s+', '', l).strip().strip('*"“”\'').split()) for l in text.splitlines())
+    lines = (
+        ' '.join(re.sub(r'^\s*(?:\d+\s*[.):]|[-*•])\s+', '', l).strip().strip('*"“”\'').split())
+        for l in text.splitlines()
+    )
     return [l for l in lines if l and not l.endswith(':')]
+
 
 @dataclass(frozen=True)
 class Endpoint:
     "A language model behind an OpenAI-compatible endpoint, that of OPENAI_BASE_URL"
-    model: str # its name there
-    about: str = 'photographs' # what the dataset is of, as in 'breeds of cats and dogs'; says which boxer is meant
-    price: tuple|None = None # dollars for a million tokens (read, written), for the estimate
+
+    model: str  # its name there
+    about: str = 'photographs'  # what the dataset is of, as in 'breeds of cats and dogs'; says which boxer is meant
+    price: tuple | None = None  # dollars for a million tokens (read, written), for the estimate
     request: str = REQUEST
     min_words: int = 15
-    per_request: int = 50 # descriptions, at most
-    timeout: float = 120. # seconds for one request
-    max_retries: int = 6 # of one request
+    per_request: int = 50  # descriptions, at most
+    timeout: float = 120.0  # seconds for one request
+    max_retries: int = 6  # of one request
+
     @cached_property
     def client(self):
         "ValueError without a key where one is needed"
-        try: from openai import OpenAI
-        except ImportError: raise ImportError("prompts from an endpoint need the openai client: pip install 'dreamda[optional]'") from None
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise ImportError(
+                "prompts from an endpoint need the openai client: pip install 'dreamda[optional]'"
+            ) from None
         key = os.environ.get('OPENAI_API_KEY')
-        if not (key or os.environ.get('OPENAI_BASE_URL')): raise ValueError('set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own such as http://localhost:8000/v1')
+        if not (key or os.environ.get('OPENAI_BASE_URL')):
+            raise ValueError(
+                'set OPENAI_API_KEY, or OPENAI_BASE_URL to a server of your own such as http://localhost:8000/v1'
+            )
         return OpenAI(api_key=key or 'none', timeout=self.timeout, max_retries=self.max_retries)
 
     def text(self, name, n):
         "The request for `n` descriptions of a class"
-        values = dict(n=n, about=self.about, min_words=self.min_words) | {'class': fill_template('{class}', name)}
+        values = dict(n=n, about=self.about, min_words=self.min_words) | {
+            'class': fill_template('{class}', name)
+        }
         return re.sub(r'\{(n|class|about|min_words)\}', lambda m: str(values[m[1]]), self.request)
 
     def __call__(self, name: str, n: int, known: list[str] = ()) -> list[str]:
         "The answers to one request; RuntimeError if the server refuses or cannot be reached"
         import openai
-        try: reply = self.client.chat.completions.create(model=self.model, messages=[dict(role='user', content=self.text(name, n))])
-        except openai.OpenAIError as e: raise RuntimeError(f'{self.client.base_url.host} gave no answer ({str(e)[:200]!r}): what was answered before is kept, so call again to continue') from None
-        except ValueError: return [] # not JSON
-        try: return split_answer(reply.choices[0].message.content)
-        except (AttributeError, IndexError, KeyError, TypeError): return [] # JSON, but no answer
 
-    def estimate(self, missing: dict[str, int]) -> str: # prompts missing for each class
+        try:
+            reply = self.client.chat.completions.create(
+                model=self.model, messages=[dict(role='user', content=self.text(name, n))]
+            )
+        except openai.OpenAIError as e:
+            raise RuntimeError(
+                f'{self.client.base_url.host} gave no answer ({str(e)[:200]!r}): what was answered before is kept, so call again to continue'
+            ) from None
+        except ValueError:
+            return []  # not JSON
+        try:
+            return split_answer(reply.choices[0].message.content)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return []  # JSON, but no answer
+
+    def estimate(self, missing: dict[str, int]) -> str:  # prompts missing for each class
         "What the requests will take, at four characters and three quarters of a word for a token"
-        requests = sum(math.ceil(n/self.per_request) for n in missing.values())
-        read, written = requests*len(self.text(max(missing, key=len), self.per_request))//4, round(sum(missing.values())*(self.min_words + 50)/2/.75)
-        cost = f'${(read*self.price[0] + written*self.price[1])/1e6:.4f}' if self.price else 'no price given'
+        requests = sum(math.ceil(n / self.per_request) for n in missing.values())
+        read, written = (
+            requests * len(self.text(max(missing, key=len), self.per_request)) // 4,
+            round(sum(missing.values()) * (self.min_words + 50) / 2 / 0.75),
+        )
+        cost = (
+            f'${(read * self.price[0] + written * self.price[1]) / 1e6:.4f}'
+            if self.price
+            else 'no price given'
+        )
         return f'{self.model} at {self.client.base_url.host}: {requests} requests if all answers are usable, about {read:,} tokens to read and {written:,} to write, {cost}'
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #6365f53e
 @dataclass(frozen=True)
 class Local:
     "A text-generation model, run by transformers"
-    model: str # a folder, or a name on the Hugging Face hub
-    about: str = 'photographs' # see `Endpoint`
+
+    model: str  # a folder, or a name on the Hugging Face hub
+    about: str = 'photographs'  # see `Endpoint`
     min_words: int = 15
     per_request: int = 20
     seed: int = 0
+
     @cached_property
     def pipeline(self):
         "ValueError for a name that is not known"
         from transformers import pipeline
-        try: return pipeline('text-generation', self.model, device=default_device(), model_kwargs=dict(use_safetensors=True))
-        except (OSError, ValueError) as e: raise ValueError(f'no text-generation model {self.model!r}: use a folder or a name on the Hugging Face hub ({str(e).splitlines()[0]})') from None
+
+        try:
+            return pipeline(
+                'text-generation',
+                self.model,
+                device=default_device(),
+                model_kwargs=dict(use_safetensors=True),
+            )
+        except (OSError, ValueError) as e:
+            raise ValueError(
+                f'no text-generation model {self.model!r}: use a folder or a name on the Hugging Face hub ({str(e).splitlines()[0]})'
+            ) from None
 
     def __call__(self, name: str, n: int, known: list[str] = ()) -> list[str]:
         "`n` answers, or fewer"
-        run, sample = self.pipeline, dict(do_sample=True, pad_token_id=self.pipeline.tokenizer.eos_token_id, max_new_tokens=60)
+        run, sample = (
+            self.pipeline,
+            dict(
+                do_sample=True, pad_token_id=self.pipeline.tokenizer.eos_token_id, max_new_tokens=60
+            ),
+        )
         with torch.random.fork_rng():
-            torch.manual_seed(int.from_bytes(hashlib.sha256(f'{self.seed}\0{name}\0{n}\0{len(known)}'.encode()).digest()[:7], 'big'))
+            torch.manual_seed(
+                int.from_bytes(
+                    hashlib.sha256(f'{self.seed}\0{name}\0{n}\0{len(known)}'.encode()).digest()[:7],
+                    'big',
+                )
+            )
             if run.tokenizer.chat_template:
-                chat = [dict(role='user', content=Endpoint(self.model, self.about, min_words=self.min_words).text(name, n))]
-                return split_answer(run(chat, return_full_text=False, **sample | dict(max_new_tokens=60*n))[0]['generated_text'])
+                chat = [
+                    dict(
+                        role='user',
+                        content=Endpoint(self.model, self.about, min_words=self.min_words).text(
+                            name, n
+                        ),
+                    )
+                ]
+                return split_answer(
+                    run(chat, return_full_text=False, **sample | dict(max_new_tokens=60 * n))[0][
+                        'generated_text'
+                    ]
+                )
             made = run(fill_template(TEMPLATE, name), num_return_sequences=n, **sample)
-        return [' '.join(re.split(r'(?<=[.!?])\s|\n', m['generated_text'])[0].split()) for m in made]
+        return [
+            ' '.join(re.split(r'(?<=[.!?])\s|\n', m['generated_text'])[0].split()) for m in made
+        ]
 
-    def estimate(self, missing: dict[str, int]) -> str: return f'{sum(missing.values())} prompts from {self.model}, on {default_device()}'
+    def estimate(self, missing: dict[str, int]) -> str:
+        return f'{sum(missing.values())} prompts from {self.model}, on {default_device()}'
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #4d1d94a6
-def prompts_path(dataset: str, # any name
-                 folder: str|Path = 'prompts') -> Path:
+def prompts_path(
+    dataset: str,  # any name
+    folder: str | Path = 'prompts',
+) -> Path:
     "Where a dataset's prompts are kept: a plain file name, whatever the dataset is called"
-    slug = ''.join(c if c.isascii() and c.isalnum() or c in '-_' else '_' for c in dataset)[:80] or 'dataset'
-    return Path(folder)/f'{slug if slug == dataset else f"{slug}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"}.jsonl'
+    slug = (
+        ''.join(c if c.isascii() and c.isalnum() or c in '-_' else '_' for c in dataset)[:80]
+        or 'dataset'
+    )
+    return (
+        Path(folder)
+        / f'{slug if slug == dataset else f"{slug}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"}.jsonl'
+    )
 
-def read_prompts(path: str|Path) -> dict[str, list[str]]: # for each class
+
+def read_prompts(path: str | Path) -> dict[str, list[str]]:  # for each class
     "The prompts in a file; none if it is not there. ValueError for a line that is none"
     path, found = Path(path), {}
     lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
     for i, l in enumerate(lines):
-        if not l.strip(): continue
-        try: name, prompt = (json.loads(l)[k] for k in ('class', 'prompt')); ok = isinstance(name, str) and isinstance(prompt, str) and prompt.strip() and prompt.isprintable()
-        except (ValueError, KeyError, TypeError): ok = False
-        if ok and prompt not in found.setdefault(name, []): found[name].append(prompt)
-        if not ok and i + 1 < len(lines): # the last one may have been cut off
-            raise ValueError(f'line {i + 1} of {path} is {l[:80]!r}: it has to be {{"class": "cat", "prompt": "A cat ..."}}, the prompt on one line')
+        if not l.strip():
+            continue
+        try:
+            name, prompt = (json.loads(l)[k] for k in ('class', 'prompt'))
+            ok = (
+                isinstance(name, str)
+                and isinstance(prompt, str)
+                and prompt.strip()
+                and prompt.isprintable()
+            )
+        except (ValueError, KeyError, TypeError):
+            ok = False
+        if ok and prompt not in found.setdefault(name, []):
+            found[name].append(prompt)
+        if not ok and i + 1 < len(lines):  # the last one may have been cut off
+            raise ValueError(
+                f'line {i + 1} of {path} is {l[:80]!r}: it has to be {{"class": "cat", "prompt": "A cat ..."}}, the prompt on one line'
+            )
     return found
 
-def write_prompts(path: str|Path, prompts: dict[str, list[str]]):
+
+def write_prompts(path: str | Path, prompts: dict[str, list[str]]):
     "Write a file of prompts, whole"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda p: p.write_text(_lines(prompts), encoding='utf-8'))
 
-def _lines(prompts): return ''.join(json.dumps({'class': c, 'prompt': p}, ensure_ascii=False) + '\n' for c, ps in prompts.items() for p in ps)
+
+def _lines(prompts):
+    return ''.join(
+        json.dumps({'class': c, 'prompt': p}, ensure_ascii=False) + '\n'
+        for c, ps in prompts.items()
+        for p in ps
+    )
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #a98c3a37
-def truncated(prompts: list[str], tokenizer, # of the text-to-image pipeline
-              ) -> list[str]:
+def truncated(
+    prompts: list[str],
+    tokenizer,  # of the text-to-image pipeline
+) -> list[str]:
     "The prompts of which the model does not read the end"
-    return [p for p in prompts if len(tokenizer(p, verbose=False).input_ids) > tokenizer.model_max_length]
+    return [
+        p
+        for p in prompts
+        if len(tokenizer(p, verbose=False).input_ids) > tokenizer.model_max_length
+    ]
 
-def make_prompts(source, # a `Grammar`, `Endpoint` or `Local`
-                 classes: list[str], n: int, # prompts for each class
-                 path: str|Path, # the file that keeps them, see `prompts_path`
-                 tokenizer=None, # of the text-to-image pipeline, to report what it will not read
-                 ) -> dict[str, list[str]]: # `n` prompts for each class
+
+def make_prompts(
+    source,  # a `Grammar`, `Endpoint` or `Local`
+    classes: list[str],
+    n: int,  # prompts for each class
+    path: str | Path,  # the file that keeps them, see `prompts_path`
+    tokenizer=None,  # of the text-to-image pipeline, to report what it will not read
+) -> dict[str, list[str]]:  # `n` prompts for each class
     "Prompts for each class, from the file or else from `source`. ValueError if there are too few, with what was wrong with the others"
     known, path, short = read_prompts(path), Path(path), []
     if missing := {c: n - len(known.get(c, [])) for c in classes if len(known.get(c, [])) < n}:
         print(source.estimate(missing))
-        write_prompts(path, known) # without what was cut off
+        write_prompts(path, known)  # without what was cut off
     for c in tqdm(missing, desc='prompts', leave=False):
         have, bad = known.setdefault(c, []), Counter()
         tried = [*have]
-        for _ in range(2*math.ceil(missing[c]/source.per_request) + 3):
+        for _ in range(2 * math.ceil(missing[c] / source.per_request) + 3):
             answers = source(c, min(n - len(have), source.per_request), tried)
             good, why = sift(answers, c, classes, source.min_words, have)
-            with path.open('a', encoding='utf-8') as f: f.write(_lines({c: good[:n - len(have)]}))
-            have += good[:n - len(have)]; tried += answers; bad += why if answers else Counter(['no answer'])
-            if len(have) == n: break
-        if len(have) < n: short.append(f'{len(have)} of {n} for {c!r} ({", ".join(f"{k}: {v}" for k, v in bad.items())})')
-    if short: raise ValueError(f'too few usable prompts: {"; ".join(short)}. {path} keeps them: call again to ask for more, add lines by hand, or ask for fewer')
+            with path.open('a', encoding='utf-8') as f:
+                f.write(_lines({c: good[: n - len(have)]}))
+            have += good[: n - len(have)]
+            tried += answers
+            bad += why if answers else Counter(['no answer'])
+            if len(have) == n:
+                break
+        if len(have) < n:
+            short.append(
+                f'{len(have)} of {n} for {c!r} ({", ".join(f"{k}: {v}" for k, v in bad.items())})'
+            )
+    if short:
+        raise ValueError(
+            f'too few usable prompts: {"; ".join(short)}. {path} keeps them: call again to ask for more, add lines by hand, or ask for fewer'
+        )
     prompts = {c: known[c][:n] for c in classes}
     if tokenizer and (cut := truncated(sum(prompts.values(), []), tokenizer)):
-        print(f'{len(cut)} of {len(classes)*n} prompts are longer than the {tokenizer.model_max_length} tokens that the model reads; it ignores the end of {cut[0]!r}')
+        print(
+            f'{len(cut)} of {len(classes) * n} prompts are longer than the {tokenizer.model_max_length} tokens that the model reads; it ignores the end of {cut[0]!r}'
+        )
     return prompts

@@ -11,69 +11,97 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+
 import torch
 from diffusers import DDIMScheduler
 from scipy.special import logit
 from torch import Tensor
+
 from .pipeline import Conditioning, text_inputs
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #15a9285d
 class Prediction(NamedTuple):
     "What a model makes of `x_t`: x_t = sqrt(a_t) x0 + sqrt(1-a_t) eps"
-    eps: Tensor # (B,4,h,w) the noise in it
-    x0: Tensor # (B,4,h,w) the clean latent in it
 
-def to_prediction(pipe, out: Tensor, # what the U-Net returned: noise or, for `v_prediction`, the velocity
-                  x_t: Tensor, a_t, # alphas_cumprod of `x_t`, a number or a tensor
-                  ) -> Prediction:
+    eps: Tensor  # (B,4,h,w) the noise in it
+    x0: Tensor  # (B,4,h,w) the clean latent in it
+
+
+def to_prediction(
+    pipe,
+    out: Tensor,  # what the U-Net returned: noise or, for `v_prediction`, the velocity
+    x_t: Tensor,
+    a_t,  # alphas_cumprod of `x_t`, a number or a tensor
+) -> Prediction:
     "Noise and clean latent from either kind of model"
-    s, n = a_t**.5, (1 - a_t)**.5
-    if pipe.scheduler.config.prediction_type == 'v_prediction': return Prediction(s*out + n*x_t, s*x_t - n*out)
-    return Prediction(out, (x_t - n*out)/s)
+    s, n = a_t**0.5, (1 - a_t) ** 0.5
+    if pipe.scheduler.config.prediction_type == 'v_prediction':
+        return Prediction(s * out + n * x_t, s * x_t - n * out)
+    return Prediction(out, (x_t - n * out) / s)
+
 
 def ddim_std(a_t: float, a_prev: float, eta: float) -> float:
     "The standard deviation of the noise that a step adds (Song et al. 2021, Eq. 16)"
-    return eta * ((1 - a_prev)/(1 - a_t))**.5 * (1 - a_t/a_prev)**.5 if eta else 0.
+    return eta * ((1 - a_prev) / (1 - a_t)) ** 0.5 * (1 - a_t / a_prev) ** 0.5 if eta else 0.0
 
-def ddim_step(eps: Tensor, # (B,4,h,w) predicted noise
-              x0: Tensor, # (B,4,h,w) predicted clean latent; from a perturbed model: DreamDA's Eq. 6
-              a_t: float, # alphas_cumprod of what they were predicted from
-              a_prev: float, # alphas_cumprod of what is wanted, not smaller
-              eta: float = 0., # 0: deterministic, 1: DDPM
-              noise: Tensor|float = 0., # (B,4,h,w) of unit variance
-              ) -> Tensor:
+
+def ddim_step(
+    eps: Tensor,  # (B,4,h,w) predicted noise
+    x0: Tensor,  # (B,4,h,w) predicted clean latent; from a perturbed model: DreamDA's Eq. 6
+    a_t: float,  # alphas_cumprod of what they were predicted from
+    a_prev: float,  # alphas_cumprod of what is wanted, not smaller
+    eta: float = 0.0,  # 0: deterministic, 1: DDPM
+    noise: Tensor | float = 0.0,  # (B,4,h,w) of unit variance
+) -> Tensor:
     "One step of DDIM (Song et al. 2021, Eq. 12)"
     std = ddim_std(a_t, a_prev, eta)
-    return a_prev**.5*x0 + max(1 - a_prev - std**2, 0.)**.5*eps + std*noise
+    return a_prev**0.5 * x0 + max(1 - a_prev - std**2, 0.0) ** 0.5 * eps + std * noise
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #52fc1220
-def multistep(x_t: Tensor, x0: Tensor, # (B,4,h,w), and its clean latent as predicted
-              a_t: float, a_prev: float, # alphas_cumprod of `x_t` and of what is wanted
-              x0_before: Tensor, a_before: float, # the clean latent predicted one step earlier, and where
-              ) -> Prediction:
+def multistep(
+    x_t: Tensor,
+    x0: Tensor,  # (B,4,h,w), and its clean latent as predicted
+    a_t: float,
+    a_prev: float,  # alphas_cumprod of `x_t` and of what is wanted
+    x0_before: Tensor,
+    a_before: float,  # the clean latent predicted one step earlier, and where
+) -> Prediction:
     "The prediction with which a DDIM step is one of DPM-Solver++ 2M (Lu et al. 2022)"
     slope = float((logit(a_prev) - logit(a_t)) / (logit(a_t) - logit(a_before)) / 2)
-    D = x0 + slope*(x0 - x0_before)
-    return Prediction((x_t - a_t**.5*D)/(1 - a_t)**.5, D)
+    D = x0 + slope * (x0 - x0_before)
+    return Prediction((x_t - a_t**0.5 * D) / (1 - a_t) ** 0.5, D)
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #d99d9547
-def get_timesteps(pipe, num_inference_steps: int, # of the whole way
-                  strength: float = 1., # the part of it that is run, 0 to 1
-                  ) -> list[int]:
+def get_timesteps(
+    pipe,
+    num_inference_steps: int,  # of the whole way
+    strength: float = 1.0,  # the part of it that is run, 0 to 1
+) -> list[int]:
     "The timesteps to run, falling, as diffusers' DDIM and image-to-image choose them"
-    if not 0 <= strength <= 1: raise ValueError(f'strength is {strength}: give a number from 0 (nothing changes) to 1 (from pure noise)')
-    if num_inference_steps < 1: raise ValueError(f'num_inference_steps is {num_inference_steps}: at least 1')
+    if not 0 <= strength <= 1:
+        raise ValueError(
+            f'strength is {strength}: give a number from 0 (nothing changes) to 1 (from pure noise)'
+        )
+    if num_inference_steps < 1:
+        raise ValueError(f'num_inference_steps is {num_inference_steps}: at least 1')
     s = DDIMScheduler.from_config(pipe.scheduler.config)
     s.set_timesteps(num_inference_steps)
-    return s.timesteps.tolist()[num_inference_steps - min(int(num_inference_steps*strength), num_inference_steps):]
+    return s.timesteps.tolist()[
+        num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps) :
+    ]
 
-def alphas(pipe, timesteps: list[int] # falling
-          ) -> list[tuple[float, float]]: # (a_t, a_prev) for each step
+
+def alphas(
+    pipe,
+    timesteps: list[int],  # falling
+) -> list[tuple[float, float]]:  # (a_t, a_prev) for each step
     "The noise levels between which each step goes; the last one ends at the scheduler's final level"
     s = DDIMScheduler.from_config(pipe.scheduler.config)
     a = [s.alphas_cumprod[t].item() for t in timesteps] + [float(s.final_alpha_cumprod)]
     if a[0] == 0 and s.config.prediction_type == 'epsilon':
-        raise ValueError('the scheduler starts from pure noise (rescale_betas_zero_snr), where a model that predicts noise knows nothing of the image: it needs one with v_prediction')
+        raise ValueError(
+            'the scheduler starts from pure noise (rescale_betas_zero_snr), where a model that predicts noise knows nothing of the image: it needs one with v_prediction'
+        )
     return list(zip(a, a[1:]))
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #09b6c455
@@ -82,119 +110,205 @@ def make_generator(seed: int, key: str, variant: int) -> torch.Generator:
     digest = hashlib.sha256(f'{seed}\0{key}\0{variant}'.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'big') >> 1)
 
-def draw(generators: list[torch.Generator], shape: tuple, like: Tensor) -> Tensor: # (B,*shape)
+
+def draw(generators: list[torch.Generator], shape: tuple, like: Tensor) -> Tensor:  # (B,*shape)
     "Unit normal noise, each row from its own generator"
     z = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    return (z.pin_memory() if like.is_cuda else z).to(like.device, like.dtype, non_blocking=True) # the GPU need not catch up first
+    return (z.pin_memory() if like.is_cuda else z).to(
+        like.device, like.dtype, non_blocking=True
+    )  # the GPU need not catch up first
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #f6f78edc
 @dataclass
 class Trajectory:
     "Where a reverse run starts: what noising or inversion leaves"
-    latents: Tensor # (B,4,h,w) at the first timestep
-    timesteps: list[int] # still to run, falling
-    noises: Tensor|None = None # (steps,B,4,h,w): the z_t to use when eta > 0; None: fresh ones
-    def __getitem__(self, i): return Trajectory(self.latents[i], self.timesteps, None if self.noises is None else self.noises[:, i])
+
+    latents: Tensor  # (B,4,h,w) at the first timestep
+    timesteps: list[int]  # still to run, falling
+    noises: Tensor | None = None  # (steps,B,4,h,w): the z_t to use when eta > 0; None: fresh ones
+
+    def __getitem__(self, i):
+        return Trajectory(
+            self.latents[i], self.timesteps, None if self.noises is None else self.noises[:, i]
+        )
+
 
 SOLVERS = ('ddim', 'dpm++')
 
-def predict(pipe, x: Tensor, # (B,4,h,w)
-            t, a_t: float, # the timestep, a number or a tensor of none, and its alphas_cumprod
-            cond: Conditioning, # of B rows
-            guidance_scale: float|Tensor = 1., # or one for each row, (B,1,1,1)
-            ) -> Prediction:
+
+def predict(
+    pipe,
+    x: Tensor,  # (B,4,h,w)
+    t,
+    a_t: float,  # the timestep, a number or a tensor of none, and its alphas_cumprod
+    cond: Conditioning,  # of B rows
+    guidance_scale: float | Tensor = 1.0,  # or one for each row, (B,1,1,1)
+) -> Prediction:
     "The U-Net's prediction after classifier-free guidance (Ho and Salimans 2021); at guidance 1 the empty prompt is not computed"
     guided = torch.is_tensor(guidance_scale) or guidance_scale != 1
     rows = torch.cat([x, x]) if guided else x
     out = pipe.unet(rows.to(pipe.unet.dtype), t, **text_inputs(pipe, cond, guided)).sample.float()
-    if guided: u, c = out.chunk(2); out = u + guidance_scale*(c - u)
+    if guided:
+        u, c = out.chunk(2)
+        out = u + guidance_scale * (c - u)
     return to_prediction(pipe, out, x, a_t)
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #43193c98
 class SplitUNet:
     "Inside a `with` block, the U-Net's encoder and mid block can be run alone, and what they returned can stand in for them in later passes"
-    def __init__(self, unet): # a `UNet2DConditionModel`
-        self.unet, self.kept, self.mode = unet, {}, 'pass' # 'keep' what the blocks return; 'reuse' it; or 'pass'
+
+    def __init__(self, unet):  # a `UNet2DConditionModel`
+        self.unet, self.kept, self.mode = (
+            unet,
+            {},
+            'pass',
+        )  # 'keep' what the blocks return; 'reuse' it; or 'pass'
 
     def __enter__(self):
-        self.before = {b: vars(b).get('forward') for b in (*self.unet.down_blocks, self.unet.mid_block)} # accelerate's hooks are such, too
-        for b in self.before: b.forward = self._wrap(b, b.forward)
+        self.before = {
+            b: vars(b).get('forward') for b in (*self.unet.down_blocks, self.unet.mid_block)
+        }  # accelerate's hooks are such, too
+        for b in self.before:
+            b.forward = self._wrap(b, b.forward)
         return self
 
     def __exit__(self, *error):
         for b, forward in self.before.items():
             del b.forward
-            if forward: b.forward = forward
+            if forward:
+                b.forward = forward
         self.kept.clear()
 
     def _wrap(self, block, forward):
         def f(*args, **kwargs):
-            if self.mode == 'reuse': return self.kept[block]
+            if self.mode == 'reuse':
+                return self.kept[block]
             out = forward(*args, **kwargs)
-            if self.mode == 'keep': self.kept[block] = out
+            if self.mode == 'keep':
+                self.kept[block] = out
             return out
+
         return f
 
-    def encode(self, run): # a function that calls the U-Net
+    def encode(self, run):  # a function that calls the U-Net
         "Run the U-Net as far as the decoder"
-        class Encoded(Exception): pass
-        def stop(module, args): raise Encoded
-        handle = self.unet.up_blocks[0].register_forward_pre_hook(stop)
-        try: run()
-        except Encoded: pass
-        finally: handle.remove()
 
-    def take(self, rows: Tensor): # (N,) indices of kept rows
+        class Encoded(Exception):
+            pass
+
+        def stop(module, args):
+            raise Encoded
+
+        handle = self.unet.up_blocks[0].register_forward_pre_hook(stop)
+        try:
+            run()
+        except Encoded:
+            pass
+        finally:
+            handle.remove()
+
+    def take(self, rows: Tensor):  # (N,) indices of kept rows
         "Have these rows of what is kept instead"
         pick = lambda v: v[rows] if torch.is_tensor(v) else tuple(map(pick, v))
         self.kept = {b: pick(v) for b, v in self.kept.items()}
 
+
 @torch.no_grad()
-def reverse(pipe, trajectory: Trajectory, # of S rows
-            cond: Conditioning, # of S rows
-            guidance_scale: float|Tensor = 1., # or one for each row of `cond`, (S,)
-            perturbation=None, # a `Perturbation`
-            eta: float = 0., generators: list|None = None, # one for each result
-            solver: str = 'ddim', # one of `SOLVERS`; the second needs eta 0
-            variants: list[int]|None = None, # for each of B results, the row of `trajectory` that it starts from; None: one of each
-            encoder_interval: int = 1, # steps for which the encoder's features are used; 1: exact
-            ) -> Tensor: # (B,4,h,w), denoised
+def reverse(
+    pipe,
+    trajectory: Trajectory,  # of S rows
+    cond: Conditioning,  # of S rows
+    guidance_scale: float | Tensor = 1.0,  # or one for each row of `cond`, (S,)
+    perturbation=None,  # a `Perturbation`
+    eta: float = 0.0,
+    generators: list | None = None,  # one for each result
+    solver: str = 'ddim',  # one of `SOLVERS`; the second needs eta 0
+    variants: list[int]
+    | None = None,  # for each of B results, the row of `trajectory` that it starts from; None: one of each
+    encoder_interval: int = 1,  # steps for which the encoder's features are used; 1: exact
+) -> Tensor:  # (B,4,h,w), denoised
     "Run the model backwards from `trajectory`: the one loop behind every method"
-    if solver not in SOLVERS or (eta and solver != 'ddim'): raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ with eta 0')
-    if encoder_interval < 1: raise ValueError(f'encoder_interval is {encoder_interval}: at least 1 step')
-    latents, timesteps, before = trajectory.latents.float(), torch.tensor(trajectory.timesteps, device=pipe.device), None
-    levels, own = alphas(pipe, trajectory.timesteps), torch.arange(len(latents)) if variants is None else torch.tensor(variants)
+    if solver not in SOLVERS or (eta and solver != 'ddim'):
+        raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ with eta 0')
+    if encoder_interval < 1:
+        raise ValueError(f'encoder_interval is {encoder_interval}: at least 1 step')
+    latents, timesteps, before = (
+        trajectory.latents.float(),
+        torch.tensor(trajectory.timesteps, device=pipe.device),
+        None,
+    )
+    levels, own = (
+        alphas(pipe, trajectory.timesteps),
+        torch.arange(len(latents)) if variants is None else torch.tensor(variants),
+    )
     own = own.to(pipe.device)
-    x, c, noises = latents[own], cond[own], trajectory.noises if trajectory.noises is None else trajectory.noises[:, own]
+    x, c, noises = (
+        latents[own],
+        cond[own],
+        trajectory.noises if trajectory.noises is None else trajectory.noises[:, own],
+    )
     noise = lambda *shape: draw(generators, shape or x.shape[1:], x)
     p = perturbation if perturbation and perturbation.sigma else None
     inside = bool(p and p.in_unet)
-    late, clean_too = inside and p.site != 'encoder', not inside or p.asymmetric # noise after the encoder, whose features serve both passes; a clean prediction
-    if p: x = p.on_latents(x, 'xT', noise)
+    late, clean_too = (
+        inside and p.site != 'encoder',
+        not inside or p.asymmetric,
+    )  # noise after the encoder, whose features serve both passes; a clean prediction
+    if p:
+        x = p.on_latents(x, 'xT', noise)
     each = torch.is_tensor(guidance_scale)
     of_seeds = guidance_scale.to(x).view(-1, 1, 1, 1) if each else guidance_scale
     of_all = of_seeds[own] if each else guidance_scale
     with SplitUNet(pipe.unet) as split:
         for i, (t, (a_t, a_prev)) in enumerate(zip(timesteps, levels)):
-            shared = i == 0 and variants is not None and not (p and p.site == 'xT') # all variants of a seed are still where it is
+            shared = (
+                i == 0 and variants is not None and not (p and p.site == 'xT')
+            )  # all variants of a seed are still where it is
             z, cz, w = (latents, cond, of_seeds) if shared else (x, c, of_all)
             stale = i % encoder_interval > 0
             split.mode = 'reuse' if stale else 'keep' if late or encoder_interval > 1 else 'pass'
-            if clean_too: clean = predict(pipe, z, t, a_t, cz, w)
-            elif late and not stale: split.encode(lambda: predict(pipe, z, t, a_t, cz, w))
+            if clean_too:
+                clean = predict(pipe, z, t, a_t, cz, w)
+            elif late and not stale:
+                split.encode(lambda: predict(pipe, z, t, a_t, cz, w))
             if shared:
-                if clean_too: clean = Prediction(*(v[own] for v in clean))
-                split.take(torch.cat([own + k*len(latents) for k in range(1 + (each or guidance_scale != 1))]))
+                if clean_too:
+                    clean = Prediction(*(v[own] for v in clean))
+                split.take(
+                    torch.cat(
+                        [own + k * len(latents) for k in range(1 + (each or guidance_scale != 1))]
+                    )
+                )
             if inside:
-                if late: split.mode = 'reuse'
-                elif clean_too and not stale: split.mode = 'pass' # what is kept stays clean
-                with p.on_unet(pipe.unet, noise, len(x)): moved = predict(pipe, x, t, a_t, c, of_all)
-                if not clean_too: clean = moved
-            eps, x0 = multistep(x, clean.x0, a_t, a_prev, *before) if before and i + 1 < len(levels) else clean
-            if solver == 'dpm++': before = clean.x0, a_t
-            if inside: x0 = x0 + (moved.x0 - clean.x0) # Eq. 6: the perturbation moves the guess of the clean latent only
-            x = ddim_step(eps, x0, a_t, a_prev, eta, 0. if not eta else noise() if noises is None else noises[i])
-            if p and i + 1 < len(levels): x = p.on_latents(x, 'xt', noise)
+                if late:
+                    split.mode = 'reuse'
+                elif clean_too and not stale:
+                    split.mode = 'pass'  # what is kept stays clean
+                with p.on_unet(pipe.unet, noise, len(x)):
+                    moved = predict(pipe, x, t, a_t, c, of_all)
+                if not clean_too:
+                    clean = moved
+            eps, x0 = (
+                multistep(x, clean.x0, a_t, a_prev, *before)
+                if before and i + 1 < len(levels)
+                else clean
+            )
+            if solver == 'dpm++':
+                before = clean.x0, a_t
+            if inside:
+                x0 = x0 + (
+                    moved.x0 - clean.x0
+                )  # Eq. 6: the perturbation moves the guess of the clean latent only
+            x = ddim_step(
+                eps,
+                x0,
+                a_t,
+                a_prev,
+                eta,
+                0.0 if not eta else noise() if noises is None else noises[i],
+            )
+            if p and i + 1 < len(levels):
+                x = p.on_latents(x, 'xt', noise)
     return p.on_latents(x, 'x0', noise) if p else x
 
 # %% ../../nbs/2_diffusion/02_sampler.ipynb #9b90fe12
@@ -202,8 +316,18 @@ def reverse(pipe, trajectory: Trajectory, # of S rows
 def count_rows(unet):
     "Counts the rows through the U-Net's encoder and decoder inside a `with` block: `{'encoder': n, 'decoder': n}`"
     rows = dict(encoder=0, decoder=0)
-    def count(half, out): rows[half] += out.shape[0]
-    handles = [unet.down_blocks[0].resnets[0].register_forward_hook(lambda m, a, out: count('encoder', out)), unet.conv_out.register_forward_hook(lambda m, a, out: count('decoder', out))]
-    try: yield rows
+
+    def count(half, out):
+        rows[half] += out.shape[0]
+
+    handles = [
+        unet.down_blocks[0]
+        .resnets[0]
+        .register_forward_hook(lambda m, a, out: count('encoder', out)),
+        unet.conv_out.register_forward_hook(lambda m, a, out: count('decoder', out)),
+    ]
+    try:
+        yield rows
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()

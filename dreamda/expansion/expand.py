@@ -7,20 +7,30 @@ __all__ = ['FORMATS', 'REDRAWS', 'run_settings', 'identity', 'versions', 'checks
            'expand', 'expand_from_run']
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #7cedfa4f
-import hashlib, json, sys, warnings
+import hashlib
+import json
+import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
 from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
+
 from .. import __version__
 from ..data.images import Images, fit_square, write_whole
+from ..diffusion.conditioning import learn
+from ..diffusion.finetune import finetune
+from ..diffusion.inversion import Inversions
+from ..diffusion.methods import Method, generate, plan, read_method
+from ..diffusion.pipeline import OWN, flagged, image_size, load_pipeline, to_pil, weights_hash
 from dreamda.expansion.record import (
     at_work,
-    short_hash,
     clear_errors,
     differences,
     dump_line,
@@ -30,185 +40,449 @@ from dreamda.expansion.record import (
     pack,
     processes,
     read_metadata,
+    short_hash,
     stoppable,
     variant_names,
 )
-from ..diffusion.finetune import finetune
-from ..diffusion.inversion import Inversions
-from ..diffusion.methods import Method, generate, plan, read_method
-from ..diffusion.pipeline import OWN, flagged, image_size, load_pipeline, to_pil, weights_hash
-from ..diffusion.conditioning import learn
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #383a7a9e
-FORMATS = dict(png={}, jpg=dict(quality=95, subsampling=0), webp=dict(lossless=True)) # and what Pillow is told
+FORMATS = dict(
+    png={}, jpg=dict(quality=95, subsampling=0), webp=dict(lossless=True)
+)  # and what Pillow is told
 
-def run_settings(pipe, method: Method, expansion: int, seed: int, name: str, images: Images, prompts: dict|None = None) -> dict:
+
+def run_settings(
+    pipe,
+    method: Method,
+    expansion: int,
+    seed: int,
+    name: str,
+    images: Images,
+    prompts: dict | None = None,
+) -> dict:
     "What the images of a run depend on, besides the seed images"
-    others = dict(others=short_hash([images.classes, sorted(images.keys)])) if method.uses_others else {} # what a variant's partners are drawn from
-    return dict(**others, method=name, settings=asdict(method), expansion=expansion, seed=seed, image_size=image_size(pipe), model=Path(pipe.config._name_or_path).name,
-                weights=weights_hash(pipe.unet, pipe.text_encoder), **{} if prompts is None else dict(prompts=short_hash(prompts)))
+    others = (
+        dict(others=short_hash([images.classes, sorted(images.keys)])) if method.uses_others else {}
+    )  # what a variant's partners are drawn from
+    return dict(
+        **others,
+        method=name,
+        settings=asdict(method),
+        expansion=expansion,
+        seed=seed,
+        image_size=image_size(pipe),
+        model=Path(pipe.config._name_or_path).name,
+        weights=weights_hash(pipe.unet, pipe.text_encoder),
+        **{} if prompts is None else dict(prompts=short_hash(prompts)),
+    )
+
 
 def identity(pipe) -> dict:
     "A model's name, precision, the hash of each part's weights, and how it was fine-tuned"
     name = pipe.config._name_or_path
-    return dict(name=next((k for k, folder in OWN.items() if Path(name) == folder), str(name)), dtype=str(pipe.unet.dtype).split('.')[1], weights={n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)},
-                **dict(finetuned=pipe.finetuned) if hasattr(pipe, 'finetuned') else {})
+    return dict(
+        name=next((k for k, folder in OWN.items() if Path(name) == folder), str(name)),
+        dtype=str(pipe.unet.dtype).split('.')[1],
+        weights={
+            n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)
+        },
+        **dict(finetuned=pipe.finetuned) if hasattr(pipe, 'finetuned') else {},
+    )
 
-def versions() -> dict: return dict(dreamda=__version__, python=sys.version.split()[0]) | {p: version(p) for p in ('torch', 'diffusers', 'transformers', 'accelerate', 'pillow', 'numpy')}
+
+def versions() -> dict:
+    return dict(dreamda=__version__, python=sys.version.split()[0]) | {
+        p: version(p)
+        for p in ('torch', 'diffusers', 'transformers', 'accelerate', 'pillow', 'numpy')
+    }
+
 
 def checksum(images: Images) -> str:
     "Of all keys, classes and files (or pixels), whatever their order"
+
     def one(i):
         item = images.items[i]
-        try: data = item.tobytes() if isinstance(item, np.ndarray) else Path(item).read_bytes() if isinstance(item, (str, Path)) else images[i][0].tobytes()
-        except (OSError, ValueError): data = b'unreadable'
-        return hashlib.sha256(json.dumps([images.keys[i], images.classes[images.targets[i]]]).encode() + data).digest()
+        try:
+            data = (
+                item.tobytes()
+                if isinstance(item, np.ndarray)
+                else Path(item).read_bytes()
+                if isinstance(item, (str, Path))
+                else images[i][0].tobytes()
+            )
+        except (OSError, ValueError):
+            data = b'unreadable'
+        return hashlib.sha256(
+            json.dumps([images.keys[i], images.classes[images.targets[i]]]).encode() + data
+        ).digest()
+
     return hashlib.sha256(b''.join(sorted(map(one, range(len(images)))))).hexdigest()
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #cd51faf1
-REDRAWS = 4 # of a flagged image
+REDRAWS = 4  # of a flagged image
+
 
 @contextmanager
 def in_fp32(pipe):
     "Inside, the whole pipeline computes in full precision"
     before = {m: m.dtype for m in pipe.components.values() if isinstance(m, torch.nn.Module)}
     try:
-        for m in before: m.float()
+        for m in before:
+            m.float()
         yield
     finally:
-        for m, dtype in before.items(): m.to(dtype)
+        for m, dtype in before.items():
+            m.to(dtype)
 
-def good_variants(pipe, method: Method, images: Images, squares: dict, # index of a seed -> its picture
-                  part: list, # (variant, as planned; file name) for each
-                  seed: int, batch_size: int, kept: Inversions|None, learned=None, prompts=None) -> tuple[list, dict]: # [(variant, file name, image)], and file name -> what is wrong
+
+def good_variants(
+    pipe,
+    method: Method,
+    images: Images,
+    squares: dict,  # index of a seed -> its picture
+    part: list,  # (variant, as planned; file name) for each
+    seed: int,
+    batch_size: int,
+    kept: Inversions | None,
+    learned=None,
+    prompts=None,
+) -> tuple[list, dict]:  # [(variant, file name, image)], and file name -> what is wrong
     "Variants fit to be written"
-    good, wrong, known = [], {}, Images([np.asarray(squares[i]) if i in squares else x for i, x in enumerate(images.items)], images.keys, images.targets, images.classes)
-    def make(part, draw, kept): return generate(pipe, method, known, [(v.image, v.number) for v, _ in part], seed, batch_size, kept, learned, prompts, draw)
+    good, wrong, known = (
+        [],
+        {},
+        Images(
+            [np.asarray(squares[i]) if i in squares else x for i, x in enumerate(images.items)],
+            images.keys,
+            images.targets,
+            images.classes,
+        ),
+    )
+
+    def make(part, draw, kept):
+        return generate(
+            pipe,
+            method,
+            known,
+            [(v.image, v.number) for v, _ in part],
+            seed,
+            batch_size,
+            kept,
+            learned,
+            prompts,
+            draw,
+        )
+
     for draw in range(REDRAWS + 1):
-        if draw: part = list(zip(plan(method, images, [(v.image, v.number) for v, _ in part], seed, prompts, draw), [f for _, f in part]))
+        if draw:
+            part = list(
+                zip(
+                    plan(
+                        method, images, [(v.image, v.number) for v, _ in part], seed, prompts, draw
+                    ),
+                    [f for _, f in part],
+                )
+            )
         made = make(part, draw, kept)
         bad = [n for n, x in enumerate(made) if not x.isfinite().all()]
         if bad and any(m.dtype != torch.float32 for m in (pipe.unet, pipe.vae)):
-            with in_fp32(pipe): made[bad] = make([part[n] for n in bad], draw, None)
+            with in_fp32(pipe):
+                made[bad] = make([part[n] for n in bad], draw, None)
         unsafe = flagged(pipe, made)
-        wrong |= {f: 'the model gave values that are not finite, in full precision too' for (_, f), x in zip(part, made) if not x.isfinite().all()}
-        good += [(v, f, x) for (v, f), x, no in zip(part, made, unsafe) if not no and f not in wrong]
+        wrong |= {
+            f: 'the model gave values that are not finite, in full precision too'
+            for (_, f), x in zip(part, made)
+            if not x.isfinite().all()
+        }
+        good += [
+            (v, f, x) for (v, f), x, no in zip(part, made, unsafe) if not no and f not in wrong
+        ]
         part = [(v, f) for (v, f), no in zip(part, unsafe) if no and f not in wrong]
-        if not part: break
-    return good, wrong | {f: f'the safety checker flagged it and {REDRAWS} other draws of it' for _, f in part}
+        if not part:
+            break
+    return good, wrong | {
+        f: f'the safety checker flagged it and {REDRAWS} other draws of it' for _, f in part
+    }
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #d2bff682
 class Writer:
     "Reads seeds, writes variants and their lines, packs shards, and notes what is skipped; for one process"
-    def __init__(self, out, images, format, shard_size, line): # line(variant): what its line says of it
-        self.out, self.images, self.format, self.shard_size, self.line, self.loose = out, images, format, shard_size, line, {}
-        self.rank = processes()[0]
-        self.lines = (out/f'metadata-{self.rank}.jsonl').open('ab')
 
-    def skip(self, file, reason): self.lines.write(dump_line(dict(skipped=file, reason=str(reason))))
+    def __init__(
+        self, out, images, format, shard_size, line
+    ):  # line(variant): what its line says of it
+        self.out, self.images, self.format, self.shard_size, self.line, self.loose = (
+            out,
+            images,
+            format,
+            shard_size,
+            line,
+            {},
+        )
+        self.rank = processes()[0]
+        self.lines = (out / f'metadata-{self.rank}.jsonl').open('ab')
+
+    def skip(self, file, reason):
+        self.lines.write(dump_line(dict(skipped=file, reason=str(reason))))
 
     def write(self, good, wrong):
-        for f, reason in wrong.items(): self.skip(f, reason)
-        for (v, file, _), im in zip(good, to_pil(torch.stack([x for _, _, x in good])) if good else []):
-            (self.out/file).parent.mkdir(exist_ok=True)
-            write_whole(self.out/file, lambda p: im.save(p, format=self.format.replace('jpg', 'jpeg'), **FORMATS[self.format]))
-            record = {'file_name': file, **self.line(v), 'variant': v.number, 'generator_seed': v.generator.initial_seed()}
+        for f, reason in wrong.items():
+            self.skip(f, reason)
+        for (v, file, _), im in zip(
+            good, to_pil(torch.stack([x for _, _, x in good])) if good else []
+        ):
+            (self.out / file).parent.mkdir(exist_ok=True)
+            write_whole(
+                self.out / file,
+                lambda p: im.save(
+                    p, format=self.format.replace('jpg', 'jpeg'), **FORMATS[self.format]
+                ),
+            )
+            record = {
+                'file_name': file,
+                **self.line(v),
+                'variant': v.number,
+                'generator_seed': v.generator.initial_seed(),
+            }
             self.lines.write(dump_line(record))
-            if self.shard_size: self.loose[file] = record
+            if self.shard_size:
+                self.loose[file] = record
         self.lines.flush()
         self.pack(self.loose, whole=True)
 
-    def squares(self, group, size): # index -> picture, of those that can be read
+    def squares(self, group, size):  # index -> picture, of those that can be read
         found = {}
         for i in group:
-            try: found[i] = fit_square(self.images[i][0].convert('RGB'), size)
-            except (OSError, ValueError) as e: self.skip(self.images.keys[i], e)
+            try:
+                found[i] = fit_square(self.images[i][0].convert('RGB'), size)
+            except (OSError, ValueError) as e:
+                self.skip(self.images.keys[i], e)
         return found
 
-    def pack(self, loose, whole=False): # file name -> record; whole: no shard that is not full
+    def pack(self, loose, whole=False):  # file name -> record; whole: no shard that is not full
         size = self.shard_size
         while size and len(loose) >= (size if whole else 1):
             part = {f: loose.pop(f) for f in list(loose)[:size]}
-            for line in pack(self.out, part, self.images.classes, self.rank).values(): self.lines.write(dump_line(line))
+            for line in pack(self.out, part, self.images.classes, self.rank).values():
+                self.lines.write(dump_line(line))
             self.lines.flush()
-            for f in part: (self.out/f).unlink()
+            for f in part:
+                (self.out / f).unlink()
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.lines.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.lines.close()
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #a98673e0
-def expand(images: Images, # the seeds
-           out: str|Path, # the folder to write; continued if it holds a run with these settings
-           pipe, method: Method, # see `get_method`
-           expansion: int = 10, # variants of each seed
-           seed: int = 0, # of the run
-           batch_size: int = 64, # variants made together, at most
-           name: str = 'dreamda', # of the method, for the record
-           inversions: str|Path|None = None, # a folder to keep what is inverted or learned in, for other runs; None: what is learned goes beside `out`
-           prompts: dict[str, list[str]]|None = None, # for each class (by name), its prompts; None: the method's template
-           format: str = 'png', # one of `FORMATS`
-           shard_size: int|None = None, # images in a webdataset shard; None: single files
-           overwrite: bool = False, # delete a run that is in `out`, and start anew
-           ) -> Images: # the synthetic dataset
+def expand(
+    images: Images,  # the seeds
+    out: str | Path,  # the folder to write; continued if it holds a run with these settings
+    pipe,
+    method: Method,  # see `get_method`
+    expansion: int = 10,  # variants of each seed
+    seed: int = 0,  # of the run
+    batch_size: int = 64,  # variants made together, at most
+    name: str = 'dreamda',  # of the method, for the record
+    inversions: str
+    | Path
+    | None = None,  # a folder to keep what is inverted or learned in, for other runs; None: what is learned goes beside `out`
+    prompts: dict[str, list[str]]
+    | None = None,  # for each class (by name), its prompts; None: the method's template
+    format: str = 'png',  # one of `FORMATS`
+    shard_size: int | None = None,  # images in a webdataset shard; None: single files
+    overwrite: bool = False,  # delete a run that is in `out`, and start anew
+) -> Images:  # the synthetic dataset
     "Make `expansion` variants of each image, labelled with the class they are told to be: that of their seed, but for Diff-Mix. What cannot be used or made is listed in skipped.csv. OSError, with the run intact, if `out` cannot be written"
-    if expansion < 1: raise ValueError(f'expansion is {expansion}: at least 1 variant of each image')
-    if format not in FORMATS: raise ValueError(f'unknown format {format!r}: one of {", ".join(FORMATS)}')
-    if shard_size is not None and shard_size < 1: raise ValueError(f'shard_size is {shard_size}: at least 1 image, or None for single files')
-    plan(method, images, [], seed, prompts) # bad prompts fail here
+    if expansion < 1:
+        raise ValueError(f'expansion is {expansion}: at least 1 variant of each image')
+    if format not in FORMATS:
+        raise ValueError(f'unknown format {format!r}: one of {", ".join(FORMATS)}')
+    if shard_size is not None and shard_size < 1:
+        raise ValueError(f'shard_size is {shard_size}: at least 1 image, or None for single files')
+    plan(method, images, [], seed, prompts)  # bad prompts fail here
     out, stems, (rank, world) = Path(out), variant_names(images), processes()
-    settings, output = run_settings(pipe, method, expansion, seed, name, images, prompts), dict(format=format, shard_size=shard_size)
+    settings, output = (
+        run_settings(pipe, method, expansion, seed, name, images, prompts),
+        dict(format=format, shard_size=shard_size),
+    )
     short, class_of = short_hash(settings), lambda i: images.classes[images.targets[i]]
-    mine = [i for i, k in enumerate(images.keys) if int(hashlib.sha256(k.encode()).hexdigest(), 16) % world == rank]
-    def line(v): return {'seed_image': images.keys[v.image], 'class': v.kind, **v.record(images), 'method': name, 'settings': short}
-    def file(v): # a variant that is told to be of another class goes there
-        stem = stems[v.image] if v.kind == class_of(v.image) else f'{v.kind}/{Path(stems[v.image]).name}-{short_hash(stems[v.image])}'
+    mine = [
+        i
+        for i, k in enumerate(images.keys)
+        if int(hashlib.sha256(k.encode()).hexdigest(), 16) % world == rank
+    ]
+
+    def line(v):
+        return {
+            'seed_image': images.keys[v.image],
+            'class': v.kind,
+            **v.record(images),
+            'method': name,
+            'settings': short,
+        }
+
+    def file(v):  # a variant that is told to be of another class goes there
+        stem = (
+            stems[v.image]
+            if v.kind == class_of(v.image)
+            else f'{v.kind}/{Path(stems[v.image]).name}-{short_hash(stems[v.image])}'
+        )
         return f'{stem}-{v.number:03d}.{format}'
-    def learned(): return method.learned and learn(pipe, method.learned, images, method.template, seed, Path(inversions)/'learned' if inversions else out.with_name(f'{out.name}-learned'), settings['weights'])
+
+    def learned():
+        return method.learned and learn(
+            pipe,
+            method.learned,
+            images,
+            method.template,
+            seed,
+            Path(inversions) / 'learned' if inversions else out.with_name(f'{out.name}-learned'),
+            settings['weights'],
+        )
+
     def begin():
-        open_run(out, settings, output, lambda: dict(model=identity(pipe), inputs=dict(images=len(images), classes=images.classes, checksum=checksum(images), prompts=prompts), versions=versions()), overwrite)
-        learned() # the others find it
+        open_run(
+            out,
+            settings,
+            output,
+            lambda: dict(
+                model=identity(pipe),
+                inputs=dict(
+                    images=len(images),
+                    classes=images.classes,
+                    checksum=checksum(images),
+                    prompts=prompts,
+                ),
+                versions=versions(),
+            ),
+            overwrite,
+        )
+        learned()  # the others find it
+
     def end():
         if shard_size and not stopped:
-            with Writer(out, images, format, shard_size, line) as w: w.pack({l['file_name']: l for l in read_metadata(out) if 'shard' not in l})
+            with Writer(out, images, format, shard_size, line) as w:
+                w.pack({l['file_name']: l for l in read_metadata(out) if 'shard' not in l})
         merge(out)
+
     with clear_errors(out), stoppable() as stopped:
-        with at_work(out, begin, end, stopped), Writer(out, images, format, shard_size, line) as w, ThreadPoolExecutor(1) as thread:
-            done, kept, writing = {(l['seed_image'], l['variant']) for l in read_metadata(out)}, Inversions(inversions, settings['weights']), []
-            embeddings, missing = learned(), lambda i: [v for v in range(expansion) if (images.keys[i], v) not in done]
+        with (
+            at_work(out, begin, end, stopped),
+            Writer(out, images, format, shard_size, line) as w,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            done, kept, writing = (
+                {(l['seed_image'], l['variant']) for l in read_metadata(out)},
+                Inversions(inversions, settings['weights']),
+                [],
+            )
+            embeddings, missing = (
+                learned(),
+                lambda i: [v for v in range(expansion) if (images.keys[i], v) not in done],
+            )
             if rank == 0:
-                for skipped, reason in images.skipped.items(): w.skip(skipped, reason)
-            bar = tqdm(total=len(mine)*expansion, initial=sum(expansion - len(missing(i)) for i in mine), desc=f'expanding by {name}', leave=False, **dict(disable=True) if rank else {})
+                for skipped, reason in images.skipped.items():
+                    w.skip(skipped, reason)
+            bar = tqdm(
+                total=len(mine) * expansion,
+                initial=sum(expansion - len(missing(i)) for i in mine),
+                desc=f'expanding by {name}',
+                leave=False,
+                **dict(disable=True) if rank else {},
+            )
+
             def make(batch_size):
-                left, at_once = [i for i in mine if missing(i)], max(1, batch_size//expansion)
-                for group in (left[s:s + at_once] for s in range(0, len(left), at_once)):
-                    if stopped: return
+                left, at_once = [i for i in mine if missing(i)], max(1, batch_size // expansion)
+                for group in (left[s : s + at_once] for s in range(0, len(left), at_once)):
+                    if stopped:
+                        return
                     squares = w.squares(group, image_size(pipe))
-                    part = [(v, file(v)) for v in plan(method, images, [(i, v) for i in squares for v in missing(i)], seed, prompts)]
-                    if not part: continue
-                    found = good_variants(pipe, method, images, squares, part, seed, batch_size, kept, embeddings, prompts)
-                    if writing: writing.pop().result() # an error of the writer is raised here
-                    writing.append(thread.submit(w.write, *found)); done.update((images.keys[v.image], v.number) for v, _ in part); bar.update(len(part))
+                    part = [
+                        (v, file(v))
+                        for v in plan(
+                            method,
+                            images,
+                            [(i, v) for i in squares for v in missing(i)],
+                            seed,
+                            prompts,
+                        )
+                    ]
+                    if not part:
+                        continue
+                    found = good_variants(
+                        pipe,
+                        method,
+                        images,
+                        squares,
+                        part,
+                        seed,
+                        batch_size,
+                        kept,
+                        embeddings,
+                        prompts,
+                    )
+                    if writing:
+                        writing.pop().result()  # an error of the writer is raised here
+                    writing.append(thread.submit(w.write, *found))
+                    done.update((images.keys[v.image], v.number) for v, _ in part)
+                    bar.update(len(part))
+
             smaller = (batch_size >> k for k in range(1, 99))
-            find_executable_batch_size(make, starting_batch_size=batch_size, reduce_batch_size_fn=lambda: next(smaller))()
-            for last in writing: last.result()
+            find_executable_batch_size(
+                make, starting_batch_size=batch_size, reduce_batch_size_fn=lambda: next(smaller)
+            )()
+            for last in writing:
+                last.result()
             bar.close()
-        if stopped: print(f'Stopped: {len(read_metadata(out))} of {len(images)*expansion} images are in {out}. The same call goes on from there.', file=sys.stderr, flush=True)
-    if rank == 0 and (out/'skipped.csv').exists(): warnings.warn(f'not everything could be used or made: {out}/skipped.csv says what and why')
+        if stopped:
+            print(
+                f'Stopped: {len(read_metadata(out))} of {len(images) * expansion} images are in {out}. The same call goes on from there.',
+                file=sys.stderr,
+                flush=True,
+            )
+    if rank == 0 and (out / 'skipped.csv').exists():
+        warnings.warn(f'not everything could be used or made: {out}/skipped.csv says what and why')
     return load_synthetic(out, images.classes)
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #7fe723f6
-def expand_from_run(run: str|Path, # a run.json
-                    images: Images, out: str|Path, # see `expand`
-                    pipe=None, # None: the model that the record names
-                    batch_size: int = 64, **more, # more settings of `expand` that do not change the images
-                    ) -> Images:
+def expand_from_run(
+    run: str | Path,  # a run.json
+    images: Images,
+    out: str | Path,  # see `expand`
+    pipe=None,  # None: the model that the record names
+    batch_size: int = 64,
+    **more,  # more settings of `expand` that do not change the images
+) -> Images:
     "Make the images of a recorded run again. ValueError if the seed images or the model are others"
     said = json.loads(Path(run).read_text())
-    if checksum(images) != said['inputs']['checksum']: raise ValueError(f"the images are not those of {run}: {len(images)} now, {said['inputs']['images']} then; give the same files, unchanged")
+    if checksum(images) != said['inputs']['checksum']:
+        raise ValueError(
+            f"the images are not those of {run}: {len(images)} now, {said['inputs']['images']} then; give the same files, unchanged"
+        )
     if pipe is None:
         pipe = load_pipeline(said['model']['name'], dtype=getattr(torch, said['model']['dtype']))
-        if tuned := said['model'].get('finetuned'): pipe = finetune(pipe, images, **tuned, cache=Path(out).with_name(f'{Path(out).name}-finetuned'))
-    if differ := differences(said['model']['weights'], identity(pipe)['weights']): raise ValueError(f"the model is not that of {run}, {said['model']['name']!r} ({'; '.join(differ)}): give it as `pipe`")
-    if differ := [d for d in differences(said['versions'], versions())]: warnings.warn(f'other versions may make slightly other images: {"; ".join(differ)}')
+        if tuned := said['model'].get('finetuned'):
+            pipe = finetune(
+                pipe, images, **tuned, cache=Path(out).with_name(f'{Path(out).name}-finetuned')
+            )
+    if differ := differences(said['model']['weights'], identity(pipe)['weights']):
+        raise ValueError(
+            f"the model is not that of {run}, {said['model']['name']!r} ({'; '.join(differ)}): give it as `pipe`"
+        )
+    if differ := [d for d in differences(said['versions'], versions())]:
+        warnings.warn(f'other versions may make slightly other images: {"; ".join(differ)}')
     s = said['run']
-    return expand(images, out, pipe, read_method(s['settings']), s['expansion'], s['seed'], batch_size, s['method'], prompts=said['inputs']['prompts'], **said['output'] | more)
+    return expand(
+        images,
+        out,
+        pipe,
+        read_method(s['settings']),
+        s['expansion'],
+        s['seed'],
+        batch_size,
+        s['method'],
+        prompts=said['inputs']['prompts'],
+        **said['output'] | more,
+    )

@@ -6,43 +6,84 @@
 __all__ = ['preview', 'estimate']
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #ded6e6c9
-import tempfile, time
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np
+
+import matplotlib.pyplot as plt
+import numpy as np
+
 from ..data.images import Images, fit_square
-from .expand import expand
 from ..diffusion.methods import Method, generate
 from ..diffusion.pipeline import image_size
+from .expand import expand
 from ..measure.results import grid
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #98755e63
-def preview(images: Images, pipe, method: Method,
-            sigmas: tuple = (.5, 1., 1.5, 2.), # scales of the perturbation, in its own unit; not for a method without one
-            strengths: tuple = (.5, 1.), # 0 to 1
-            count: int = 8, # of seeds
-            seed: int = 0, batch_size: int = 64) -> plt.Figure:
+def preview(
+    images: Images,
+    pipe,
+    method: Method,
+    sigmas: tuple = (
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+    ),  # scales of the perturbation, in its own unit; not for a method without one
+    strengths: tuple = (0.5, 1.0),  # 0 to 1
+    count: int = 8,  # of seeds
+    seed: int = 0,
+    batch_size: int = 64,
+) -> plt.Figure:
     "A contact sheet: a row for each of some seeds, a column for each sigma and strength"
     index = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
-    ways = {f'strength {t:g}' + (f'\nsigma {s:g}' if method.perturbation else ''): replace(method, strength=t, perturbation=method.perturbation and replace(method.perturbation, sigma=s))
-            for t in strengths for s in (sigmas if method.perturbation else [None])}
-    columns = [generate(pipe, m, images, [(i, 0) for i in index], seed, batch_size) for m in ways.values()]
-    rows = [[fit_square(images[i][0], image_size(pipe)), *(made[n] for made in columns)] for n, i in enumerate(index)]
+    ways = {
+        f'strength {t:g}' + (f'\nsigma {s:g}' if method.perturbation else ''): replace(
+            method,
+            strength=t,
+            perturbation=method.perturbation and replace(method.perturbation, sigma=s),
+        )
+        for t in strengths
+        for s in (sigmas if method.perturbation else [None])
+    }
+    columns = [
+        generate(pipe, m, images, [(i, 0) for i in index], seed, batch_size) for m in ways.values()
+    ]
+    rows = [
+        [fit_square(images[i][0], image_size(pipe)), *(made[n] for made in columns)]
+        for n, i in enumerate(index)
+    ]
     return grid(rows, [images.classes[images.targets[i]] for i in index], ['seed', *ways])
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #0b6750be
-def estimate(images: Images, pipe, method: Method, expansion: int = 10, batch_size: int = 64,
-             processes: int = 1, # that will share the work, each with a device like this one
-             **output, # format, shard_size
-             ) -> dict: # images, seconds until it ends, device hours of all together, bytes on disk, and on how many images this was measured
+def estimate(
+    images: Images,
+    pipe,
+    method: Method,
+    expansion: int = 10,
+    batch_size: int = 64,
+    processes: int = 1,  # that will share the work, each with a device like this one
+    **output,  # format, shard_size
+) -> dict:  # images, seconds until it ends, device hours of all together, bytes on disk, and on how many images this was measured
     "What a run will take, from a short part of it that is thrown away"
-    count = min(len(images), max(1, batch_size//expansion))
+    count = min(len(images), max(1, batch_size // expansion))
     part = images.subset(np.linspace(0, len(images) - 1, count).round().astype(int).tolist())
     with tempfile.TemporaryDirectory() as tmp:
-        expand(part.subset([0]), Path(tmp)/'warm', pipe, method, expansion=1, **output)
+        expand(part.subset([0]), Path(tmp) / 'warm', pipe, method, expansion=1, **output)
         start = time.perf_counter()
-        made = expand(part, Path(tmp)/'run', pipe, method, expansion, batch_size=batch_size, **output)
-        each = (time.perf_counter() - start)/max(1, len(made))
-        size = sum(p.stat().st_size for p in made.root.rglob('*') if p.is_file())/max(1, len(made))
-    total = len(images)*expansion
-    return dict(images=total, seconds=total*each/processes, hours=total*each/3600, bytes=round(total*size), measured_images=len(made))
+        made = expand(
+            part, Path(tmp) / 'run', pipe, method, expansion, batch_size=batch_size, **output
+        )
+        each = (time.perf_counter() - start) / max(1, len(made))
+        size = sum(p.stat().st_size for p in made.root.rglob('*') if p.is_file()) / max(
+            1, len(made)
+        )
+    total = len(images) * expansion
+    return dict(
+        images=total,
+        seconds=total * each / processes,
+        hours=total * each / 3600,
+        bytes=round(total * size),
+        measured_images=len(made),
+    )

@@ -7,190 +7,347 @@ __all__ = ['short_hash', 'variant_names', 'dump_line', 'merge', 'read_metadata',
            'open_run', 'clear_errors', 'processes', 'stoppable', 'at_work']
 
 # %% ../../nbs/3_expansion/01_record.ipynb #6383007e
-import csv, hashlib, io, json, os, signal, tarfile, threading, warnings
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import tarfile
+import threading
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path, PurePosixPath
+
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from filelock import FileLock, Timeout
+
 from ..data.images import Images, write_whole
 from ..diffusion.pipeline import default_device
 
 # %% ../../nbs/3_expansion/01_record.ipynb #80f528cd
-def short_hash(value) -> str: # of what json can write
+def short_hash(value) -> str:  # of what json can write
     "Twelve hexadecimal digits"
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
-def _short(name, limit=180): # bytes; a number, an ending and, while the file is written, more are added
-    return name if len(name.encode()) <= limit else name.encode()[:limit - 13].decode(errors='ignore') + '-' + short_hash(name)
 
-def variant_names(images: Images) -> list[str]: # for each image '<class>/<stem>', to which '-<variant>.png' is added
+def _short(
+    name, limit=180
+):  # bytes; a number, an ending and, while the file is written, more are added
+    return (
+        name
+        if len(name.encode()) <= limit
+        else name.encode()[: limit - 13].decode(errors='ignore') + '-' + short_hash(name)
+    )
+
+
+def variant_names(
+    images: Images,
+) -> list[str]:  # for each image '<class>/<stem>', to which '-<variant>.png' is added
     "Where an image's variants go. ValueError for a class name that is not a plain folder name"
     for c in images.classes:
-        if c[:1] in ('', '.') or set(c) & set('/\\\0') or len(c.encode()) > 255 or c in ('run.json', 'metadata.jsonl', 'skipped.csv'):
+        if (
+            c[:1] in ('', '.')
+            or set(c) & set('/\\\0')
+            or len(c.encode()) > 255
+            or c in ('run.json', 'metadata.jsonl', 'skipped.csv')
+        ):
             raise ValueError(f'the class name {c!r} cannot be a folder name: rename the class')
-    names = [f'{images.classes[t]}/{_short(Path(k).stem)}' for k, t in zip(images.keys, images.targets)]
+    names = [
+        f'{images.classes[t]}/{_short(Path(k).stem)}' for k, t in zip(images.keys, images.targets)
+    ]
     for suffix in (lambda k: f'_{Path(k).suffix[1:]}', lambda k: f'_{short_hash(k)}'):
         count = Counter(names)
         names = [n + suffix(k) if count[n] > 1 else n for n, k in zip(names, images.keys)]
     return names
 
 # %% ../../nbs/3_expansion/01_record.ipynb #404f6392
-def _lines(path): # whole ones only
-    try: return [json.loads(l) for l in path.read_bytes().split(b'\n')[:-1]]
-    except FileNotFoundError: return [] # merged meanwhile
+def _lines(path):  # whole ones only
+    try:
+        return [json.loads(l) for l in path.read_bytes().split(b'\n')[:-1]]
+    except FileNotFoundError:
+        return []  # merged meanwhile
 
-def _records(out): # file name -> line of an image; and of something skipped
+
+def _records(out):  # file name -> line of an image; and of something skipped
     parts = [l for p in sorted(out.glob('metadata-*.jsonl')) for l in _lines(p)]
-    made = {l['file_name']: l for l in _lines(out/'metadata.jsonl') + parts if 'file_name' in l}
+    made = {l['file_name']: l for l in _lines(out / 'metadata.jsonl') + parts if 'file_name' in l}
     for name in {*made, *(l['shard'] for l in made.values() if 'shard' in l)}:
-        if PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts: raise ValueError(f'the metadata of {out} name {name!r}, which lies outside of it: this is no work of a run')
+        if PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts:
+            raise ValueError(
+                f'the metadata of {out} name {name!r}, which lies outside of it: this is no work of a run'
+            )
     return made, {l['skipped']: l for l in parts if 'skipped' in l}
 
-def dump_line(record: dict) -> bytes: return json.dumps(record, ensure_ascii=False).encode() + b'\n'
 
-def merge(out: Path, # nobody else may be writing in it
-          report: bool = True, # skipped.csv is written
-          ) -> dict: # file name -> record
+def dump_line(record: dict) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b'\n'
+
+
+def merge(
+    out: Path,  # nobody else may be writing in it
+    report: bool = True,  # skipped.csv is written
+) -> dict:  # file name -> record
     "Make one metadata.jsonl of all parts, with a line for each image that is there"
     made, skipped = _records(out)
-    made = {f: made[f] for f in sorted(made) if (out/made[f].get('shard', f)).exists()}
-    write_whole(out/'metadata.jsonl', lambda p: p.write_bytes(b''.join(map(dump_line, made.values()))))
+    made = {f: made[f] for f in sorted(made) if (out / made[f].get('shard', f)).exists()}
+    write_whole(
+        out / 'metadata.jsonl', lambda p: p.write_bytes(b''.join(map(dump_line, made.values())))
+    )
+
     def table(path):
-        with path.open('w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('file', 'reason'), *((s, skipped[s]['reason']) for s in sorted(skipped))])
-    if report and skipped: write_whole(out/'skipped.csv', table)
-    else: (out/'skipped.csv').unlink(missing_ok=True)
-    for p in out.glob('metadata-*.jsonl'): p.unlink()
+        with path.open('w', newline='', encoding='utf-8') as f:
+            csv.writer(f).writerows(
+                [('file', 'reason'), *((s, skipped[s]['reason']) for s in sorted(skipped))]
+            )
+
+    if report and skipped:
+        write_whole(out / 'skipped.csv', table)
+    else:
+        (out / 'skipped.csv').unlink(missing_ok=True)
+    for p in out.glob('metadata-*.jsonl'):
+        p.unlink()
     return made
 
 # %% ../../nbs/3_expansion/01_record.ipynb #6e35b386
 def _member(tar, offset, size):
-    with open(tar, 'rb') as f: f.seek(offset); return io.BytesIO(f.read(size))
+    with open(tar, 'rb') as f:
+        f.seek(offset)
+        return io.BytesIO(f.read(size))
 
-def read_metadata(out: str|Path) -> list[dict]: # sorted by file name, as `load_synthetic` is
+
+def read_metadata(out: str | Path) -> list[dict]:  # sorted by file name, as `load_synthetic` is
     "The metadata of a run's images, also while it goes on"
     made = _records(Path(out))[0]
     return [made[f] for f in sorted(made)]
 
-def load_synthetic(out: str|Path, classes: list[str]) -> Images: # keys are file names, as in the metadata
+
+def load_synthetic(
+    out: str | Path, classes: list[str]
+) -> Images:  # keys are file names, as in the metadata
     "The finished images of a run as a dataset with the class indices of `classes`"
     lines, index, out = read_metadata(out), {c: i for i, c in enumerate(classes)}, Path(out)
-    place = lambda l: partial(_member, out/l['shard'], l['offset'], l['bytes']) if 'shard' in l else out/l['file_name']
-    return Images([place(l) for l in lines], [l['file_name'] for l in lines], [index[l['class']] for l in lines], classes, out)
+    place = (
+        lambda l: partial(_member, out / l['shard'], l['offset'], l['bytes'])
+        if 'shard' in l
+        else out / l['file_name']
+    )
+    return Images(
+        [place(l) for l in lines],
+        [l['file_name'] for l in lines],
+        [index[l['class']] for l in lines],
+        classes,
+        out,
+    )
 
 # %% ../../nbs/3_expansion/01_record.ipynb #9f12015d
-def pack(out: Path, files: dict, # file name -> record, of single files
-         classes: list[str], rank: int, # of the process, for the shard's name
-         ) -> dict: # the new records
+def pack(
+    out: Path,
+    files: dict,  # file name -> record, of single files
+    classes: list[str],
+    rank: int,  # of the process, for the shard's name
+) -> dict:  # the new records
     "Put single files into a shard"
     from webdataset import TarWriter
+
     name = f"shard-{rank}-{len(list(out.glob(f'shard-{rank}-*.tar'))):05d}.tar"
-    key = lambda f: (stem := f.rpartition('.')[0]).replace('.', '_') + (f'-{short_hash(stem)}' if '.' in stem else '')
+    key = lambda f: (stem := f.rpartition('.')[0]).replace('.', '_') + (
+        f'-{short_hash(stem)}' if '.' in stem else ''
+    )
+
     def write(path):
         with path.open('wb') as f, TarWriter(f, mtime=0) as tar:
-            for f, l in files.items(): tar.write({'__key__': key(f), Path(f).suffix[1:]: (out/f).read_bytes(), 'json': json.dumps(l).encode(), 'cls': str(classes.index(l['class'])).encode()})
-    write_whole(out/name, write)
-    with tarfile.open(out/name) as tar: at = {m.name: m for m in tar}
-    return {f: l | dict(shard=name, offset=(m := at[key(f) + Path(f).suffix]).offset_data, bytes=m.size) for f, l in files.items()}
+            for f, l in files.items():
+                tar.write(
+                    {
+                        '__key__': key(f),
+                        Path(f).suffix[1:]: (out / f).read_bytes(),
+                        'json': json.dumps(l).encode(),
+                        'cls': str(classes.index(l['class'])).encode(),
+                    }
+                )
 
-def sweep(out: Path, made: dict): # file name -> record, as merged
+    write_whole(out / name, write)
+    with tarfile.open(out / name) as tar:
+        at = {m.name: m for m in tar}
+    return {
+        f: l | dict(shard=name, offset=(m := at[key(f) + Path(f).suffix]).offset_data, bytes=m.size)
+        for f, l in files.items()
+    }
+
+
+def sweep(out: Path, made: dict):  # file name -> record, as merged
     "Remove what a killed process left: half-written files, shards without lines, single files that are in a shard"
     shards = {l['shard'] for l in made.values() if 'shard' in l}
-    for p in (*out.glob('.*.[0-9]*.tmp'), *out.glob('*/.*.[0-9]*.tmp'), *(p for p in out.glob('shard-[0-9]*-[0-9]*.tar') if p.name not in shards)): p.unlink()
+    for p in (
+        *out.glob('.*.[0-9]*.tmp'),
+        *out.glob('*/.*.[0-9]*.tmp'),
+        *(p for p in out.glob('shard-[0-9]*-[0-9]*.tar') if p.name not in shards),
+    ):
+        p.unlink()
     for f, l in made.items():
-        if 'shard' in l: (out/f).unlink(missing_ok=True)
+        if 'shard' in l:
+            (out / f).unlink(missing_ok=True)
 
 # %% ../../nbs/3_expansion/01_record.ipynb #5108b510
 def differences(old: dict, new: dict, name: str = '') -> list[str]:
     "What was and is, for each entry that differs, however deep"
-    if not (isinstance(old, dict) and isinstance(new, dict)): return [f'{name}: {old} there, {new} now'] if old != new else []
-    return [d for k in {**old, **new} for d in differences(old.get(k), new.get(k), f'{name}.{k}'.strip('.'))]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f'{name}: {old} there, {new} now'] if old != new else []
+    return [
+        d
+        for k in {**old, **new}
+        for d in differences(old.get(k), new.get(k), f'{name}.{k}'.strip('.'))
+    ]
 
-def _remove(out): # a run: what its metadata list
+
+def _remove(out):  # a run: what its metadata list
     made = merge(out, report=False)
     sweep(out, made)
-    for f, l in made.items(): (out/l.get('shard', f)).unlink(missing_ok=True)
+    for f, l in made.items():
+        (out / l.get('shard', f)).unlink(missing_ok=True)
     for p in out.iterdir():
-        if p.is_dir() and not p.is_symlink() and not any(p.iterdir()): p.rmdir()
-    for name in ('metadata.jsonl', 'run.json'): (out/name).unlink(missing_ok=True)
-    if left := [p.name for p in out.iterdir() if p.name[0] != '.']: warnings.warn(f'left in {out}, as the run that was there does not list it: {", ".join(sorted(left)[:5])}')
+        if p.is_dir() and not p.is_symlink() and not any(p.iterdir()):
+            p.rmdir()
+    for name in ('metadata.jsonl', 'run.json'):
+        (out / name).unlink(missing_ok=True)
+    if left := [p.name for p in out.iterdir() if p.name[0] != '.']:
+        warnings.warn(
+            f'left in {out}, as the run that was there does not list it: {", ".join(sorted(left)[:5])}'
+        )
 
-def open_run(out: Path, settings: dict, output: dict, # the format, and the size of shards
-             record, # a function that gives what else run.json is to say
-             overwrite: bool): # remove a run that is there
+
+def open_run(
+    out: Path,
+    settings: dict,
+    output: dict,  # the format, and the size of shards
+    record,  # a function that gives what else run.json is to say
+    overwrite: bool,
+):  # remove a run that is there
     "Begin or continue a run in `out`. ValueError if the folder holds a run with other settings, or something else"
-    path = out/'run.json'
+    path = out / 'run.json'
     if not path.exists():
-        if any(p.name[0] != '.' for p in out.iterdir()): raise ValueError(f'{out} is not empty and holds no run: give another folder')
-    elif overwrite: _remove(out)
+        if any(p.name[0] != '.' for p in out.iterdir()):
+            raise ValueError(f'{out} is not empty and holds no run: give another folder')
+    elif overwrite:
+        _remove(out)
     else:
         old = json.loads(path.read_text())
         old = dict(format='png', shard_size=None) | old['run'] | old.get('output', {})
         if differ := differences(old, json.loads(json.dumps(settings | output))):
-            raise ValueError(f'{out} holds a run with other settings ({"; ".join(differ)}): give another folder, or overwrite=True to delete it and start anew')
-    write_whole(path, lambda p: p.write_text(json.dumps(dict(run=settings, output=output, **record()), indent=1)))
+            raise ValueError(
+                f'{out} holds a run with other settings ({"; ".join(differ)}): give another folder, or overwrite=True to delete it and start anew'
+            )
+    write_whole(
+        path,
+        lambda p: p.write_text(json.dumps(dict(run=settings, output=output, **record()), indent=1)),
+    )
     sweep(out, merge(out, report=False))
+
 
 @contextmanager
 def clear_errors(out):
     "An error of the file system says what to do"
-    try: yield
+    try:
+        yield
     except OSError as e:
-        raise OSError(e.errno, f'{e.strerror or e}: {e.filename or out} cannot be written. What is there is whole: make room in {out}, or allow writing, and the same call goes on') from e
+        raise OSError(
+            e.errno,
+            f'{e.strerror or e}: {e.filename or out} cannot be written. What is there is whole: make room in {out}, or allow writing, and the same call goes on',
+        ) from e
 
 # %% ../../nbs/3_expansion/01_record.ipynb #724bb647
-def processes() -> tuple[int, int]: # the number of this one, and how many there are
+def processes() -> tuple[int, int]:  # the number of this one, and how many there are
     "As `accelerate launch` started them; one in plain Python, and in another process's worker"
-    if parent_process() or int(os.environ.get('WORLD_SIZE', 1)) == 1: return 0, 1
-    s = PartialState(cpu=default_device().type != 'cuda' or parse_flag_from_env('ACCELERATE_USE_CPU')) # without a GPU it has to be told, or it takes each process for the only one
+    if parent_process() or int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return 0, 1
+    s = PartialState(
+        cpu=default_device().type != 'cuda' or parse_flag_from_env('ACCELERATE_USE_CPU')
+    )  # without a GPU it has to be told, or it takes each process for the only one
     return s.process_index, s.num_processes
+
 
 @contextmanager
 def stoppable():
     "Ctrl-C and SIGTERM (SLURM's, before it kills) only add to the list this gives, and act at the end of the block; a second one acts at once. One that is ignored (as with nohup) stays so"
     got, main = [], threading.current_thread() is threading.main_thread()
+
     def note(number, frame):
-        if got: signal.signal(number, old[number]); signal.raise_signal(number)
+        if got:
+            signal.signal(number, old[number])
+            signal.raise_signal(number)
         got.append(number)
-    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN} if main else {}
-    try: yield got
+
+    old = (
+        {
+            s: signal.signal(s, note)
+            for s in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(s) != signal.SIG_IGN
+        }
+        if main
+        else {}
+    )
+    try:
+        yield got
     finally:
-        for s, handler in old.items(): signal.signal(s, handler)
-    if got: signal.raise_signal(got[0])
+        for s, handler in old.items():
+            signal.signal(s, handler)
+    if got:
+        signal.raise_signal(got[0])
 
 # %% ../../nbs/3_expansion/01_record.ipynb #a8eacfca
-def _had(lock, stopped): # wait for a lock; False if told to stop meanwhile
+def _had(lock, stopped):  # wait for a lock; False if told to stop meanwhile
     while not stopped:
         try:
-            with lock.acquire(timeout=1): return True
-        except Timeout: pass
+            with lock.acquire(timeout=1):
+                return True
+        except Timeout:
+            pass
     return False
 
+
 @contextmanager
-def at_work(out: Path, begin, # what the first process does before all others
-            end, # and after them
-            stopped: list): # see `stoppable`
+def at_work(
+    out: Path,
+    begin,  # what the first process does before all others
+    end,  # and after them
+    stopped: list,
+):  # see `stoppable`
     "Inside, this process may write in `out`. ValueError, in all processes, if another run is at work there or `begin` raises one"
     (rank, world), error, locks = processes(), None, {}
-    lock = lambda r: locks.setdefault(r, FileLock(out/f'.lock-{r}'))
+    lock = lambda r: locks.setdefault(r, FileLock(out / f'.lock-{r}'))
     if rank == 0:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for r in sorted({0, *(int(p.name[6:]) for p in out.glob('.lock-*'))}): lock(r).acquire(timeout=2)
+            for r in sorted({0, *(int(p.name[6:]) for p in out.glob('.lock-*'))}):
+                lock(r).acquire(timeout=2)
             begin()
-        except Timeout: error = ValueError(f'another run is at work in {out}: wait for it, or give another folder')
-        except Exception as e: error = e # for all processes
+        except Timeout:
+            error = ValueError(
+                f'another run is at work in {out}: wait for it, or give another folder'
+            )
+        except Exception as e:
+            error = e  # for all processes
         for r, l in locks.items():
-            if r or error: l.release()
-    if world > 1: error = broadcast_object_list([error])[0]
-    if error: raise error
-    if rank: lock(rank).acquire()
-    if world > 1: PartialState().wait_for_everyone()
+            if r or error:
+                l.release()
+    if world > 1:
+        error = broadcast_object_list([error])[0]
+    if error:
+        raise error
+    if rank:
+        lock(rank).acquire()
+    if world > 1:
+        PartialState().wait_for_everyone()
     try:
         yield
-        if rank == 0 and all(_had(lock(r), stopped) for r in range(1, world)): end()
-    finally: lock(rank).release()
-    if rank: _had(lock(0), stopped)
+        if rank == 0 and all(_had(lock(r), stopped) for r in range(1, world)):
+            end()
+    finally:
+        lock(rank).release()
+    if rank:
+        _had(lock(0), stopped)

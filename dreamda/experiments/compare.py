@@ -7,26 +7,43 @@ __all__ = ['Setup', 'Arm', 'autocast', 'arm_pipeline', 'synthesize', 'run_arm', 
            'standard_arms', 'train_judge', 'measure', 'kept_labels', 'match_scale']
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2464f803
-import hashlib, json, os, threading, time
-from contextlib import contextmanager
+import hashlib
+import json
+import os
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+
+import numpy as np
+import pandas as pd
+import torch
 from filelock import FileLock
 from safetensors.torch import load_model, save_model
 from torch import nn
 from tqdm.auto import tqdm
+
 from ..classify.amst import label_table
+from ..classify.labelling import LABELLERS, train
+from ..classify.softmatch import fit_softmatch, semi_split
 from ..classify.training import create_classifier, fit, predict
 from ..data.images import Images, load_data, scarce_split, stack, write_whole
+from ..diffusion.finetune import finetune
+from ..diffusion.methods import METHODS, Method, generate, plan
+from dreamda.diffusion.pipeline import (
+    Clip,
+    default_device,
+    image_size,
+    load_pipeline,
+    to_pil,
+    weights_hash,
+)
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
-from ..diffusion.finetune import finetune
-from ..classify.labelling import LABELLERS, train
-from ..diffusion.methods import METHODS, Method, generate, plan
 from dreamda.measure.metrics import (
     diversity,
     extract,
@@ -36,58 +53,68 @@ from dreamda.measure.metrics import (
     mmd,
     precision_recall,
 )
-from dreamda.diffusion.pipeline import (
-    Clip,
-    default_device,
-    image_size,
-    load_pipeline,
-    to_pil,
-    weights_hash,
-)
-from ..classify.softmatch import fit_softmatch, semi_split
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2a5543f9
 @dataclass(frozen=True)
 class Setup:
     "What all arms of a comparison share"
-    data: str = 'digits' # see `load_data`
-    model: str = 'tiny' # see `load_pipeline`
-    per_class: int = 5 # labelled images of each class
-    part: str = 'test' # 'test', or 'validation' for choosing settings
-    expansion: int = 10 # variants of each labelled image
-    classifier: str = 'resnet_tiny' # see `create_classifier`
-    updates: int = 400 # of the classifier
-    flip: bool = False # mirror images in training; not where that changes the class
-    scale: tuple = (.6, 1.) # of the random resized crop
-    pretrained: bool|str = False # start from timm's pretrained weights, or from a local checkpoint
-    image_size: int|None = None # of the classifier, in pixels; None: as the generator's
-    batch_size: int = 64 # images in each update of the classifier
-    bf16: bool = False # fine-tune and generate in bf16, under autocast: faster on a processor with matrix units
+
+    data: str = 'digits'  # see `load_data`
+    model: str = 'tiny'  # see `load_pipeline`
+    per_class: int = 5  # labelled images of each class
+    part: str = 'test'  # 'test', or 'validation' for choosing settings
+    expansion: int = 10  # variants of each labelled image
+    classifier: str = 'resnet_tiny'  # see `create_classifier`
+    updates: int = 400  # of the classifier
+    flip: bool = False  # mirror images in training; not where that changes the class
+    scale: tuple = (0.6, 1.0)  # of the random resized crop
+    pretrained: bool | str = (
+        False  # start from timm's pretrained weights, or from a local checkpoint
+    )
+    image_size: int | None = None  # of the classifier, in pixels; None: as the generator's
+    batch_size: int = 64  # images in each update of the classifier
+    bf16: bool = False  # fine-tune and generate in bf16, under autocast: faster on a processor with matrix units
+
 
 @dataclass(frozen=True)
 class Arm:
     "What is added to the real images"
-    method: Method|None = None # a generator; None: real images only
-    policy: str = 'original' # classic augmentation
-    synthetic_fraction: float = .5 # of each batch; see `batches`
-    finetune_steps: int = 0 # of the generator, on the labelled images; at most
+
+    method: Method | None = None  # a generator; None: real images only
+    policy: str = 'original'  # classic augmentation
+    synthetic_fraction: float = 0.5  # of each batch; see `batches`
+    finetune_steps: int = 0  # of the generator, on the labelled images; at most
     finetune_lr: float = 5e-5
-    labels: str = 'inherit' # who labels the synthetic images, one of LABELLERS
-    label_settings: dict = field(default_factory=dict) # of the labeller, such as dict(tau=.03)
-    mixing: str = 'ratio' # how synthetic images are used; see `batches`
-    semi: dict|None = None # semi-supervised, the other training images being unlabelled: settings of `fit_softmatch`
+    labels: str = 'inherit'  # who labels the synthetic images, one of LABELLERS
+    label_settings: dict = field(default_factory=dict)  # of the labeller, such as dict(tau=.03)
+    mixing: str = 'ratio'  # how synthetic images are used; see `batches`
+    semi: dict | None = (
+        None  # semi-supervised, the other training images being unlabelled: settings of `fit_softmatch`
+    )
+
 
 @lru_cache(1)
-def _pipeline(model): # and the name of its weights
+def _pipeline(model):  # and the name of its weights
     pipe = load_pipeline(model)
     return pipe, weights_hash(pipe.unet)
 
-def _hash(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:10]
 
-def _size(setup): return setup.image_size or image_size(_pipeline(setup.model)[0])
+def _hash(*parts):
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[
+        :10
+    ]
+
+
+def _size(setup):
+    return setup.image_size or image_size(_pipeline(setup.model)[0])
+
 
 def _classifier(setup, classes, seed=0):
-    weights = dict(checkpoint=setup.pretrained) if isinstance(setup.pretrained, str) else dict(pretrained=setup.pretrained)
+    weights = (
+        dict(checkpoint=setup.pretrained)
+        if isinstance(setup.pretrained, str)
+        else dict(pretrained=setup.pretrained)
+    )
     return create_classifier(setup.classifier, classes, _size(setup), seed=seed, **weights)
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #e1d0dce6
@@ -95,28 +122,84 @@ def autocast(setup: Setup):
     "The context in which its images are made"
     return torch.autocast(default_device().type, torch.bfloat16, enabled=setup.bf16)
 
-def arm_pipeline(setup: Setup, arm: Arm, given: Images, # the labelled images of the split
-                 seed: int, cache: str|Path): # returns a pipeline of diffusers
-    "The model that an arm generates with: fine-tuned on the labelled images, if the arm says so"
-    return finetune(_pipeline(setup.model)[0], given, arm.finetune_steps, arm.finetune_lr, template=arm.method.template, seed=seed, cache=Path(cache)/'finetuned', bf16=setup.bf16)
 
-def synthesize(setup: Setup, arm: Arm, seed: int, # of the split and of all random draws
-               cache: str|Path, # a folder; the images go to a folder of their own in it
-               name: str = 'arm') -> Images: # how the folder's name begins
+def arm_pipeline(
+    setup: Setup,
+    arm: Arm,
+    given: Images,  # the labelled images of the split
+    seed: int,
+    cache: str | Path,
+):  # returns a pipeline of diffusers
+    "The model that an arm generates with: fine-tuned on the labelled images, if the arm says so"
+    return finetune(
+        _pipeline(setup.model)[0],
+        given,
+        arm.finetune_steps,
+        arm.finetune_lr,
+        template=arm.method.template,
+        seed=seed,
+        cache=Path(cache) / 'finetuned',
+        bf16=setup.bf16,
+    )
+
+
+def synthesize(
+    setup: Setup,
+    arm: Arm,
+    seed: int,  # of the split and of all random draws
+    cache: str | Path,  # a folder; the images go to a folder of their own in it
+    name: str = 'arm',
+) -> Images:  # how the folder's name begins
     "The synthetic images of an arm for one split"
     given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
-    key = _hash(setup.data, _pipeline(setup.model)[1], setup.per_class, setup.part, setup.expansion, setup.bf16, arm.method, arm.finetune_steps, arm.finetune_lr, given.keys)
-    cache, slug, end = Path(cache), ''.join(c if c.isalnum() else '_' for c in name), f'-seed{seed}-{key}'
+    key = _hash(
+        setup.data,
+        _pipeline(setup.model)[1],
+        setup.per_class,
+        setup.part,
+        setup.expansion,
+        setup.bf16,
+        arm.method,
+        arm.finetune_steps,
+        arm.finetune_lr,
+        given.keys,
+    )
+    cache, slug, end = (
+        Path(cache),
+        ''.join(c if c.isalnum() else '_' for c in name),
+        f'-seed{seed}-{key}',
+    )
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache/f'images{end}.lock'): # arms that differ only in training share their images, under the name of the first
-        out = next((p for p in sorted(cache.glob(f'*{end}')) if p.is_dir()), cache/f'{slug}{end}')
+    with FileLock(
+        cache / f'images{end}.lock'
+    ):  # arms that differ only in training share their images, under the name of the first
+        out = next((p for p in sorted(cache.glob(f'*{end}')) if p.is_dir()), cache / f'{slug}{end}')
         slug = out.name.removesuffix(end)
         pipe = arm_pipeline(setup, arm, given, seed, cache)
-        with autocast(setup): return expand(given, out, pipe, arm.method, setup.expansion, seed, name=slug, inversions=cache/'inversions')
+        with autocast(setup):
+            return expand(
+                given,
+                out,
+                pipe,
+                arm.method,
+                setup.expansion,
+                seed,
+                name=slug,
+                inversions=cache / 'inversions',
+            )
 
-def _result(setup, arm, seed, cache): return Path(cache)/'accuracy'/f'{_hash(setup, arm, seed, _pipeline(setup.model)[1] if arm.method else None)}.json'
 
-def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> dict: # a row of what `compare` returns
+def _result(setup, arm, seed, cache):
+    return (
+        Path(cache)
+        / 'accuracy'
+        / f'{_hash(setup, arm, seed, _pipeline(setup.model)[1] if arm.method else None)}.json'
+    )
+
+
+def run_arm(
+    setup: Setup, name: str, arm: Arm, seed: int, cache: str | Path
+) -> dict:  # a row of what `compare` returns
     "Generate, label, train and measure one arm on one split; found again in `cache` if it was done before"
     path = _result(setup, arm, seed, cache)
     if not path.exists():
@@ -124,130 +207,306 @@ def run_arm(setup: Setup, name: str, arm: Arm, seed: int, cache: str|Path) -> di
         model, start = _classifier(setup, len(given.classes), seed), time.time()
         made = synthesize(setup, arm, seed, cache, name) if arm.method else None
         middle = time.time()
-        origins = [given.keys.index(m['seed_image']) for m in read_metadata(made.root)] if made and arm.mixing == 'replace' else None
+        origins = (
+            [given.keys.index(m['seed_image']) for m in read_metadata(made.root)]
+            if made and arm.mixing == 'replace'
+            else None
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        training = dict(updates=setup.updates, batch_size=setup.batch_size, synthetic_fraction=arm.synthetic_fraction, flip=setup.flip, scale=setup.scale, seed=seed)
+        training = dict(
+            updates=setup.updates,
+            batch_size=setup.batch_size,
+            synthetic_fraction=arm.synthetic_fraction,
+            flip=setup.flip,
+            scale=setup.scale,
+            seed=seed,
+        )
         if arm.semi is not None:
             _, pool, held_out = semi_split(load_data(setup.data), setup.per_class, seed, setup.part)
             model = fit_softmatch(model, given, pool, made, **training | arm.semi)
-        else: model, _ = train(arm.labels, model, given, made, path.with_suffix('.csv'), policy=arm.policy, mixing=arm.mixing, origins=origins, **training, **arm.label_settings)
+        else:
+            model, _ = train(
+                arm.labels,
+                model,
+                given,
+                made,
+                path.with_suffix('.csv'),
+                policy=arm.policy,
+                mixing=arm.mixing,
+                origins=origins,
+                **training,
+                **arm.label_settings,
+            )
         right = (predict(model, held_out).argmax(1) == torch.tensor(held_out.targets)).tolist()
         of, source = dict(zip(held_out.keys, right)), load_data(setup.data)
-        whole = next(p for p in (source.test, source.train, source.val) if p is not None and held_out.keys[0] in p.keys)
-        result = dict(accuracy=sum(right)/len(right), correct=''.join({True: 'T', False: 'F', None: '.'}[of.get(k)] for k in whole.keys), test_images=len(right), generation_seconds=middle - start, training_seconds=time.time() - middle)
+        whole = next(
+            p
+            for p in (source.test, source.train, source.val)
+            if p is not None and held_out.keys[0] in p.keys
+        )
+        result = dict(
+            accuracy=sum(right) / len(right),
+            correct=''.join({True: 'T', False: 'F', None: '.'}[of.get(k)] for k in whole.keys),
+            test_images=len(right),
+            generation_seconds=middle - start,
+            training_seconds=time.time() - middle,
+        )
         write_whole(path, lambda p: p.write_text(json.dumps(result)))
     return dict(method=name, seed=seed, **json.loads(path.read_text()))
 
-def arm_labels(setup: Setup, name: str, arm: Arm, # one that generates, after `compare`
-               seed: int, cache: str|Path) -> tuple[Images, pd.DataFrame]: # the synthetic images, and the table of labels (see `label_table`)
+
+def arm_labels(
+    setup: Setup,
+    name: str,
+    arm: Arm,  # one that generates, after `compare`
+    seed: int,
+    cache: str | Path,
+) -> tuple[
+    Images, pd.DataFrame
+]:  # the synthetic images, and the table of labels (see `label_table`)
     "What an arm made of one split, and how it was labelled"
-    made, path = synthesize(setup, arm, seed, cache, name), _result(setup, arm, seed, cache).with_suffix('.csv')
-    return made, pd.read_csv(path, dtype=dict(seed_label=str, label=str), keep_default_na=False, na_values=dict(agreement='', uncertainty='')) if arm.labels != 'inherit' else label_table(made, made.targets, made.classes)
+    made, path = (
+        synthesize(setup, arm, seed, cache, name),
+        _result(setup, arm, seed, cache).with_suffix('.csv'),
+    )
+    return made, pd.read_csv(
+        path,
+        dtype=dict(seed_label=str, label=str),
+        keep_default_na=False,
+        na_values=dict(agreement='', uncertainty=''),
+    ) if arm.labels != 'inherit' else label_table(made, made.targets, made.classes)
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #62499cc0
-def _child(): # of `in_parallel`
+def _child():  # of `in_parallel`
     torch.set_num_threads(1)
-    def follow(): parent_process().join(); os._exit(1) # a comparison that is killed leaves nobody working
+
+    def follow():
+        parent_process().join()
+        os._exit(1)  # a comparison that is killed leaves nobody working
+
     threading.Thread(target=follow, daemon=True).start()
 
-@contextmanager
-def _quiet_children(): # one bar for all, not one for each fit
-    before = os.environ.get('TQDM_DISABLE')
-    os.environ['TQDM_DISABLE'] = '1' # read by a child when it imports tqdm
-    try: yield
-    finally: os.environ.pop('TQDM_DISABLE') if before is None else os.environ.update(TQDM_DISABLE=before)
 
-def in_parallel(f, calls: list[tuple], # the arguments of each call
-                workers: int|None = None, # processes; None: one per core on a CPU, one on a GPU; 1: in this process
-                desc: str = '') -> list: # the results, in order
+@contextmanager
+def _quiet_children():  # one bar for all, not one for each fit
+    before = os.environ.get('TQDM_DISABLE')
+    os.environ['TQDM_DISABLE'] = '1'  # read by a child when it imports tqdm
+    try:
+        yield
+    finally:
+        os.environ.pop('TQDM_DISABLE') if before is None else os.environ.update(TQDM_DISABLE=before)
+
+
+def in_parallel(
+    f,
+    calls: list[tuple],  # the arguments of each call
+    workers: int
+    | None = None,  # processes; None: one per core on a CPU, one on a GPU; 1: in this process
+    desc: str = '',
+) -> list:  # the results, in order
     "Calls of a function of this package, side by side, with a progress bar"
-    workers = min(len(calls), workers or (1 if default_device().type != 'cpu' else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))
-    if workers <= 1: return [f(*c) for c in tqdm(calls, desc=desc, leave=False)]
+    workers = min(
+        len(calls),
+        workers
+        or (
+            1
+            if default_device().type != 'cpu'
+            else len(os.sched_getaffinity(0))
+            if hasattr(os, 'sched_getaffinity')
+            else os.cpu_count()
+        ),
+    )
+    if workers <= 1:
+        return [f(*c) for c in tqdm(calls, desc=desc, leave=False)]
     with _quiet_children(), ProcessPoolExecutor(workers, get_context('spawn'), _child) as pool:
         jobs = [pool.submit(f, *c) for c in calls]
         try:
-            for j in tqdm(as_completed(jobs), total=len(jobs), desc=desc, leave=False): j.result()
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+            for j in tqdm(as_completed(jobs), total=len(jobs), desc=desc, leave=False):
+                j.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [j.result() for j in jobs]
 
-def compare(setup: Setup, arms: dict[str, Arm], # name -> arm
-            seeds: int|list = 3, # how many splits, or which
-            cache: str|Path = 'cache', # the folder that keeps everything made
-            workers: int|None = None) -> pd.DataFrame: # columns method, seed, accuracy, correct (T, F, or . if not held out, for each image of the part that is measured on), test_images, generation_seconds, training_seconds
+
+def compare(
+    setup: Setup,
+    arms: dict[str, Arm],  # name -> arm
+    seeds: int | list = 3,  # how many splits, or which
+    cache: str | Path = 'cache',  # the folder that keeps everything made
+    workers: int | None = None,
+) -> pd.DataFrame:  # columns method, seed, accuracy, correct (T, F, or . if not held out, for each image of the part that is measured on), test_images, generation_seconds, training_seconds
     "Run all arms on all splits"
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    for s in seeds: scarce_split(load_data(setup.data), setup.per_class, s, setup.part) # bad input fails here, before any work
+    for s in seeds:
+        scarce_split(
+            load_data(setup.data), setup.per_class, s, setup.part
+        )  # bad input fails here, before any work
     for n, a in arms.items():
-        if a.labels not in LABELLERS: raise ValueError(f"arm '{n}' has labels {a.labels!r}: choose one of {', '.join(LABELLERS)}")
-        if a.semi is not None and (a.labels, a.label_settings, a.mixing, a.policy) != (Arm.labels, {}, Arm.mixing, Arm.policy): raise ValueError(f"arm '{n}' is semi-supervised: labels, mixing and policy are those of SoftMatch, so leave them out")
-        if a.labels != 'inherit' and not a.method: raise ValueError(f"arm '{n}' has labels {a.labels!r} but no method, so there is nothing to label")
+        if a.labels not in LABELLERS:
+            raise ValueError(
+                f"arm '{n}' has labels {a.labels!r}: choose one of {', '.join(LABELLERS)}"
+            )
+        if a.semi is not None and (a.labels, a.label_settings, a.mixing, a.policy) != (
+            Arm.labels,
+            {},
+            Arm.mixing,
+            Arm.policy,
+        ):
+            raise ValueError(
+                f"arm '{n}' is semi-supervised: labels, mixing and policy are those of SoftMatch, so leave them out"
+            )
+        if a.labels != 'inherit' and not a.method:
+            raise ValueError(
+                f"arm '{n}' has labels {a.labels!r} but no method, so there is nothing to label"
+            )
     _classifier(setup, len(load_data(setup.data).train.classes))
-    order = sorted(((s, n) for s in seeds for n in arms if not _result(setup, arms[n], s, cache).exists()), key=lambda t: arms[t[1]].method is None) # the long ones first
+    order = sorted(
+        ((s, n) for s in seeds for n in arms if not _result(setup, arms[n], s, cache).exists()),
+        key=lambda t: arms[t[1]].method is None,
+    )  # the long ones first
     in_parallel(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
     return pd.DataFrame([run_arm(setup, n, arms[n], s, cache) for n in arms for s in seeds])
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #dcd99530
-def standard_arms(dreamda: Method, # DreamDA with its settings
-                  sd: Method, # text-to-image with its settings
-                  **generated) -> dict[str, Arm]: # settings of `Arm` for the generated ones
+def standard_arms(
+    dreamda: Method,  # DreamDA with its settings
+    sd: Method,  # text-to-image with its settings
+    **generated,
+) -> dict[str, Arm]:  # settings of `Arm` for the generated ones
     "Original, RandAugment, Reconstruction only, SD text-to-image, DreamDA"
-    return {'Original': Arm(), 'RandAugment': Arm(policy='randaugment'), 'Reconstruction only': Arm(METHODS['reconstruction'], **generated),
-            'SD text-to-image': Arm(sd, **generated), 'DreamDA': Arm(dreamda, **generated)}
+    return {
+        'Original': Arm(),
+        'RandAugment': Arm(policy='randaugment'),
+        'Reconstruction only': Arm(METHODS['reconstruction'], **generated),
+        'SD text-to-image': Arm(sd, **generated),
+        'DreamDA': Arm(dreamda, **generated),
+    }
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #a89311f0
-def train_judge(setup: Setup, # of its `part`: 'test' for all images there are, 'validation' for those that settings may be chosen by
-                cache: str|Path, updates: int = 400) -> nn.Module:
+def train_judge(
+    setup: Setup,  # of its `part`: 'test' for all images there are, 'validation' for those that settings may be chosen by
+    cache: str | Path,
+    updates: int = 400,
+) -> nn.Module:
     "A classifier trained on every real image of a part; a measuring instrument only"
     source = load_data(setup.data)
-    parts = [p for p in (source.train, source.val, source.test) if p is not None] if setup.part == 'test' else scarce_split(source, setup.per_class, 0, setup.part)
-    everything = Images(sum((p.items for p in parts), []), sum((p.keys for p in parts), []), sum((p.targets for p in parts), []), parts[0].classes)
-    model, path = _classifier(setup, len(everything.classes)), Path(cache)/f'judge-{_hash(setup.data, setup.classifier, setup.pretrained, _size(setup), updates, setup.flip, sorted(everything.keys))}.safetensors'
+    parts = (
+        [p for p in (source.train, source.val, source.test) if p is not None]
+        if setup.part == 'test'
+        else scarce_split(source, setup.per_class, 0, setup.part)
+    )
+    everything = Images(
+        sum((p.items for p in parts), []),
+        sum((p.keys for p in parts), []),
+        sum((p.targets for p in parts), []),
+        parts[0].classes,
+    )
+    model, path = (
+        _classifier(setup, len(everything.classes)),
+        Path(cache)
+        / f'judge-{_hash(setup.data, setup.classifier, setup.pretrained, _size(setup), updates, setup.flip, sorted(everything.keys))}.safetensors',
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
-        if path.exists(): load_model(model, path)
+        if path.exists():
+            load_model(model, path)
         else:
             fit(model, everything, updates=updates, flip=setup.flip, scale=setup.scale)
             write_whole(path, lambda p: save_model(model, p))
     return model.eval()
 
-def measure(setup: Setup, name: str, arm: Arm, # one that generates
-            seed: int, cache: str|Path, judge: nn.Module, clip: Clip) -> dict: # label_preservation, diversity, fid, kid, mmd, precision, recall, density, coverage, and the numbers of images
+
+def measure(
+    setup: Setup,
+    name: str,
+    arm: Arm,  # one that generates
+    seed: int,
+    cache: str | Path,
+    judge: nn.Module,
+    clip: Clip,
+) -> dict:  # label_preservation, diversity, fid, kid, mmd, precision, recall, density, coverage, and the numbers of images
     "What the synthetic images of an arm are like, beside the held-out real ones, in CLIP's features; NaN for what so few images do not define"
-    made, (_, held_out) = synthesize(setup, arm, seed, cache, name), scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
+    made, (_, held_out) = (
+        synthesize(setup, arm, seed, cache, name),
+        scarce_split(load_data(setup.data), setup.per_class, seed, setup.part),
+    )
     size = image_size(_pipeline(setup.model)[0])
     fake, real = (extract(clip.features, stack(x, size)) for x in (made, held_out))
-    enough = min(len(fake), len(real)) > fake.shape[1] # FID of fewer samples than dimensions is meaningless
-    return dict(label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets), diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)]) if setup.expansion > 1 else float('nan'),
-                fid=fid(real, fake) if enough else float('nan'), kid=kid(real, fake), mmd=mmd(real, fake), **precision_recall(real, fake), synthetic_images=len(fake), real_images=len(real))
+    enough = (
+        min(len(fake), len(real)) > fake.shape[1]
+    )  # FID of fewer samples than dimensions is meaningless
+    return dict(
+        label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets),
+        diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)])
+        if setup.expansion > 1
+        else float('nan'),
+        fid=fid(real, fake) if enough else float('nan'),
+        kid=kid(real, fake),
+        mmd=mmd(real, fake),
+        **precision_recall(real, fake),
+        synthetic_images=len(fake),
+        real_images=len(real),
+    )
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2be5127e
-def kept_labels(setup: Setup, # with part 'validation', if anything is chosen by it
-                arm: Arm, # one that generates
-                judge: nn.Module, # of `train_judge`
-                cache: str|Path, # the folder where what was measured is found again
-                seed: int = 0, variants: int = 2) -> float:
+def kept_labels(
+    setup: Setup,  # with part 'validation', if anything is chosen by it
+    arm: Arm,  # one that generates
+    judge: nn.Module,  # of `train_judge`
+    cache: str | Path,  # the folder where what was measured is found again
+    seed: int = 0,
+    variants: int = 2,
+) -> float:
     "The share of variants of a split's labelled images to which a judge gives their seed's class"
-    path = Path(cache)/'kept'/f'{_hash(setup, arm, seed, variants, _pipeline(setup.model)[1])}.json'
+    path = (
+        Path(cache)
+        / 'kept'
+        / f'{_hash(setup, arm, seed, variants, _pipeline(setup.model)[1])}.json'
+    )
     if not path.exists():
         given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
         pairs = [(i, v) for i in range(len(given)) for v in range(variants)]
         pipe = arm_pipeline(setup, arm, given, seed, cache)
-        with autocast(setup): made = generate(pipe, arm.method, given, pairs, seed)
+        with autocast(setup):
+            made = generate(pipe, arm.method, given, pairs, seed)
         targets = [given.classes.index(v.kind) for v in plan(arm.method, given, pairs, seed)]
-        kept = label_preservation(predict(judge, Images([np.asarray(im) for im in to_pil(made)], [f'{n}' for n in range(len(pairs))], targets, given.classes), _size(setup)), targets)
-        path.parent.mkdir(parents=True, exist_ok=True); write_whole(path, lambda p: p.write_text(json.dumps(kept)))
+        kept = label_preservation(
+            predict(
+                judge,
+                Images(
+                    [np.asarray(im) for im in to_pil(made)],
+                    [f'{n}' for n in range(len(pairs))],
+                    targets,
+                    given.classes,
+                ),
+                _size(setup),
+            ),
+            targets,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda p: p.write_text(json.dumps(kept)))
     return json.loads(path.read_text())
 
-def match_scale(effect, # scale -> a measure of its effect
-                level: float, # of the measure, wanted
-                low: float = .03, high: float = 30., # the scales to look between
-                steps: int = 7) -> tuple[float, float]: # the scale found, and the measure there
+
+def match_scale(
+    effect,  # scale -> a measure of its effect
+    level: float,  # of the measure, wanted
+    low: float = 0.03,
+    high: float = 30.0,  # the scales to look between
+    steps: int = 7,
+) -> tuple[float, float]:  # the scale found, and the measure there
     "The scale at which a measure that rises or falls with it comes nearest to a level, by bisection of the scale's logarithm; ValueError if it is not between the ends"
     tried = {s: effect(s) for s in (low, high)}
-    if not min(tried.values()) <= level <= max(tried.values()): raise ValueError(f'the measure is {tried[low]:.3g} at scale {low:g} and {tried[high]:.3g} at {high:g}, and does not reach {level:g} between them')
+    if not min(tried.values()) <= level <= max(tried.values()):
+        raise ValueError(
+            f'the measure is {tried[low]:.3g} at scale {low:g} and {tried[high]:.3g} at {high:g}, and does not reach {level:g} between them'
+        )
     above = tried[low] > level
     for _ in range(steps):
-        tried[middle] = effect(middle := (low*high)**.5)
-        if (tried[middle] > level) == above: low = middle
-        else: high = middle
+        tried[middle] = effect(middle := (low * high) ** 0.5)
+        if (tried[middle] > level) == above:
+            low = middle
+        else:
+            high = middle
     return min(tried.items(), key=lambda t: abs(t[1] - level))

@@ -8,18 +8,23 @@ __all__ = ['SYNTHETIC', 'ARMS', 'Run', 'load_run', 'leak', 'folds', 'fold_count'
            'features_of', 'measure_run']
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #c9d1d6b2
-import json, time
+import json
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedKFold
+
+from ..classify.labelling import train
 from ..classify.training import create_classifier, predict
-from .compare import in_parallel
 from ..data.images import Images, load_data, stack, write_whole
+from ..diffusion.methods import read_method
+from ..diffusion.pipeline import load_clip
 from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata, short_hash
-from ..classify.labelling import train
-from ..diffusion.methods import read_method
+from .compare import in_parallel
 from dreamda.measure.metrics import (
     between_halves,
     clip_score,
@@ -28,103 +33,154 @@ from dreamda.measure.metrics import (
     extract,
     fid,
     kid,
-    label_preservation,
     load_features,
     mmd,
     nearest,
     precision_recall,
 )
-from ..diffusion.pipeline import load_clip
 from ..measure.results import crossed, did_it_help, interval
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #02c22809
 @dataclass
 class Run:
     "A folder written by `expand`, and the images it was made from"
-    given:Images # the real images
-    held:Images|None # real images that nothing was made from
-    made:Images # the synthetic ones
-    seeds:list[str] # of each synthetic image, the key of its seed
-    prompts:list[str] # of each
-    record:dict # run.json
+
+    given: Images  # the real images
+    held: Images | None  # real images that nothing was made from
+    made: Images  # the synthetic ones
+    seeds: list[str]  # of each synthetic image, the key of its seed
+    prompts: list[str]  # of each
+    record: dict  # run.json
+
 
 def load_run(
-    data:str|Path, # see `load_data`
-    out:str|Path # written by `expand`
+    data: str | Path,  # see `load_data`
+    out: str | Path,  # written by `expand`
 ) -> Run:
     "Read a run. Raises `FileNotFoundError` if there is none, `ValueError` if it was made from other images"
-    source, path = load_data(data), Path(out)/'run.json'
-    if not path.is_file(): raise FileNotFoundError(f'{out} holds no run: make one first, with `dreamda expand {data} {out}`')
+    source, path = load_data(data), Path(out) / 'run.json'
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{out} holds no run: make one first, with `dreamda expand {data} {out}`'
+        )
     lines, record = read_metadata(out), json.loads(path.read_text())
-    if not lines: raise ValueError(f'the run in {out} has no image yet: `dreamda expand {data} {out}` goes on with it')
-    if strange := sorted({l['seed_image'] for l in lines} - set(source.train.keys)): raise ValueError(f'{out} was made from other images than {data}: {strange[0]} is not among them; give the folder that it was made from')
-    return Run(source.train, source.test or source.val, load_synthetic(out, source.train.classes), [l['seed_image'] for l in lines], [l['prompt'] for l in lines], record)
+    if not lines:
+        raise ValueError(
+            f'the run in {out} has no image yet: `dreamda expand {data} {out}` goes on with it'
+        )
+    if strange := sorted({l['seed_image'] for l in lines} - set(source.train.keys)):
+        raise ValueError(
+            f'{out} was made from other images than {data}: {strange[0]} is not among them; give the folder that it was made from'
+        )
+    return Run(
+        source.train,
+        source.test or source.val,
+        load_synthetic(out, source.train.classes),
+        [l['seed_image'] for l in lines],
+        [l['prompt'] for l in lines],
+        record,
+    )
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #296f27c2
 def leak(
-    record:dict # of a run
-) -> str: # '': each variant knows its seed alone
+    record: dict,  # of a run
+) -> str:  # '': each variant knows its seed alone
     "What a run's images know of images other than their seeds"
     m = read_method(record['run']['settings'])
-    if record['model'].get('finetuned'): return 'its generator was fine-tuned on all of them'
-    if m.learned: return f"the method '{record['run']['method']}' learned its conditioning from all of them"
-    return f"the method '{record['run']['method']}' mixes each variant with another image" if m.paired else ''
+    if record['model'].get('finetuned'):
+        return 'its generator was fine-tuned on all of them'
+    if m.learned:
+        return f"the method '{record['run']['method']}' learned its conditioning from all of them"
+    return (
+        f"the method '{record['run']['method']}' mixes each variant with another image"
+        if m.paired
+        else ''
+    )
+
 
 def folds(
-    images:Images, # at least two of each class
-    k:int, # how many
-    seed:int # of the draw
-) -> list[list[int]]: # the indices that each fold leaves out
+    images: Images,  # at least two of each class
+    k: int,  # how many
+    seed: int,  # of the draw
+) -> list[list[int]]:  # the indices that each fold leaves out
     "Stratified folds"
-    order = sorted(range(len(images)), key=lambda i: images.keys[i]) # a draw does not depend on the order of the images
-    cut = StratifiedKFold(k, shuffle=True, random_state=seed).split(order, [images.targets[i] for i in order])
+    order = sorted(
+        range(len(images)), key=lambda i: images.keys[i]
+    )  # a draw does not depend on the order of the images
+    cut = StratifiedKFold(k, shuffle=True, random_state=seed).split(
+        order, [images.targets[i] for i in order]
+    )
     return [[order[i] for i in test] for _, test in cut]
 
+
 def fold_count(
-    run:Run
-) -> int: # as many as the smallest class has images, at most 5; 0: there is a part held out
+    run: Run,
+) -> int:  # as many as the smallest class has images, at most 5; 0: there is a part held out
     "How many folds. Raises `ValueError` where cross-validation is not possible"
-    if run.held: return 0
+    if run.held:
+        return 0
     counts = [run.given.targets.count(c) for c in range(len(run.given.classes))]
-    if min(counts) < 2: raise ValueError(f"class '{run.given.classes[int(np.argmin(counts))]}' has one image, so none can be left out to test on: add images, or a folder test/ beside train/")
-    if why := leak(run.record): raise ValueError(f'cross-validation would cheat: the synthetic images know the images that are left out, as {why}. Put some images into test/ and the others into train/, and expand these')
+    if min(counts) < 2:
+        raise ValueError(
+            f"class '{run.given.classes[int(np.argmin(counts))]}' has one image, so none can be left out to test on: add images, or a folder test/ beside train/"
+        )
+    if why := leak(run.record):
+        raise ValueError(
+            f'cross-validation would cheat: the synthetic images know the images that are left out, as {why}. Put some images into test/ and the others into train/, and expand these'
+        )
     return min(5, *counts)
 
+
 def fold_parts(
-    run:Run, left_out:list[int] # of the real images
-) -> tuple[Images, Images, Images]: # real images to train on; variants of these; real images to test on
+    run: Run,
+    left_out: list[int],  # of the real images
+) -> tuple[
+    Images, Images, Images
+]:  # real images to train on; variants of these; real images to test on
     "What a fold may see"
     out = {run.given.keys[i] for i in left_out}
     stay = [i for i, k in enumerate(run.given.keys) if k not in out]
-    return run.given.subset(stay), run.made.subset([i for i, s in enumerate(run.seeds) if s not in out]), run.given.subset(left_out)
+    return (
+        run.given.subset(stay),
+        run.made.subset([i for i, s in enumerate(run.seeds) if s not in out]),
+        run.given.subset(left_out),
+    )
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #f4282d29
 SYNTHETIC = 'With synthetic'
 ARMS = 'Original', 'RandAugment', SYNTHETIC
 
+
 @dataclass(frozen=True)
 class Recipe:
     "How a classifier is trained"
-    classifier:str = 'resnet_tiny' # see `create_classifier`
-    pretrained:bool = False # see `create_classifier`
-    image_size:int|None = None # side, in pixels; None: that of the synthetic images, at most 224
-    updates:int = 400 # optimizer steps, in every arm
-    policy:str = 'original' # classic augmentation of the arm with synthetic images, see `train_transform`
-    labels:str = 'inherit' # who labels the synthetic images, one of `LABELLERS`
-    label_settings:dict = field(default_factory=dict) # of the labeller, such as dict(tau=.03)
-    synthetic_fraction:float = .5 # see `batches`
-    mixing:str = 'ratio' # see `batches`
-    flip:bool = True # mirror images; False where that changes the class (digits, text)
-    lr:float = 3e-3 # peak learning rate
+
+    classifier: str = 'resnet_tiny'  # see `create_classifier`
+    pretrained: bool = False  # see `create_classifier`
+    image_size: int | None = (
+        None  # side, in pixels; None: that of the synthetic images, at most 224
+    )
+    updates: int = 400  # optimizer steps, in every arm
+    policy: str = (
+        'original'  # classic augmentation of the arm with synthetic images, see `train_transform`
+    )
+    labels: str = 'inherit'  # who labels the synthetic images, one of `LABELLERS`
+    label_settings: dict = field(default_factory=dict)  # of the labeller, such as dict(tau=.03)
+    synthetic_fraction: float = 0.5  # see `batches`
+    mixing: str = 'ratio'  # see `batches`
+    flip: bool = True  # mirror images; False where that changes the class (digits, text)
+    lr: float = 3e-3  # peak learning rate
+
 
 def train_arm(
-    run:Run, recipe:Recipe,
-    arm:str, # one of ARMS
-    real:Images, # labelled
-    made:Images|None, # labelled as their seeds; for the arm with synthetic images
-    seed:int=0, # of the classifier's weights, and of its training
-    out:str|Path|None=None # see `train`
-): # the model, and the table of labels or None
+    run: Run,
+    recipe: Recipe,
+    arm: str,  # one of ARMS
+    real: Images,  # labelled
+    made: Images | None,  # labelled as their seeds; for the arm with synthetic images
+    seed: int = 0,  # of the classifier's weights, and of its training
+    out: str | Path | None = None,  # see `train`
+):  # the model, and the table of labels or None
     "Train one arm"
     r, synthetic = recipe, arm == SYNTHETIC
     size, more = r.image_size or min(224, run.record['run']['image_size']), {}
@@ -133,177 +189,338 @@ def train_arm(
         more = dict(origins=[at[seed_of[k]] for k in made.keys])
     model = create_classifier(r.classifier, len(real.classes), size, r.pretrained, seed=seed)
     policy = {'Original': 'original', 'RandAugment': 'randaugment', SYNTHETIC: r.policy}[arm]
-    return train(r.labels if synthetic else 'inherit', model, real, made if synthetic else None, out, policy=policy, updates=r.updates, synthetic_fraction=r.synthetic_fraction,
-                 mixing=r.mixing, flip=r.flip, lr=r.lr, seed=seed, **more, **r.label_settings if synthetic else {})
+    return train(
+        r.labels if synthetic else 'inherit',
+        model,
+        real,
+        made if synthetic else None,
+        out,
+        policy=policy,
+        updates=r.updates,
+        synthetic_fraction=r.synthetic_fraction,
+        mixing=r.mixing,
+        flip=r.flip,
+        lr=r.lr,
+        seed=seed,
+        **more,
+        **r.label_settings if synthetic else {},
+    )
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #85012f93
 def trial(
-    data:str|Path, out:str|Path, # see `load_run`
-    recipe:Recipe, arm:str, # see `train_arm`
-    seed:int, # of the repeat
-    fold:int, # which one is left out; with a part held out 0
-    kept:str|Path # a folder that keeps what is done
-) -> pd.DataFrame: # columns method, seed, fold, image, truth, predicted
+    data: str | Path,
+    out: str | Path,  # see `load_run`
+    recipe: Recipe,
+    arm: str,  # see `train_arm`
+    seed: int,  # of the repeat
+    fold: int,  # which one is left out; with a part held out 0
+    kept: str | Path,  # a folder that keeps what is done
+) -> pd.DataFrame:  # columns method, seed, fold, image, truth, predicted
     "One training of a trial, and what it says of the images left out"
     run = load_run(data, out)
     k, inputs = fold_count(run), [checksum(x) for x in (run.given, run.made, run.held) if x]
-    path = Path(kept)/f'{short_hash([asdict(recipe), inputs, run.record["run"], arm, seed, fold])}.csv'
+    path = (
+        Path(kept)
+        / f'{short_hash([asdict(recipe), inputs, run.record["run"], arm, seed, fold])}.csv'
+    )
     if not path.exists():
-        real, made, test = fold_parts(run, folds(run.given, k, seed)[fold]) if k else (run.given, run.made, run.held)
+        real, made, test = (
+            fold_parts(run, folds(run.given, k, seed)[fold])
+            if k
+            else (run.given, run.made, run.held)
+        )
         model, _ = train_arm(run, recipe, arm, real, made, seed)
         names = lambda indices: [test.classes[int(i)] for i in indices]
-        found = pd.DataFrame(dict(method=arm, seed=seed, fold=fold, image=test.keys, truth=names(test.targets), predicted=names(predict(model, test).argmax(1))))
+        found = pd.DataFrame(
+            dict(
+                method=arm,
+                seed=seed,
+                fold=fold,
+                image=test.keys,
+                truth=names(test.targets),
+                predicted=names(predict(model, test).argmax(1)),
+            )
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda p: found.to_csv(p, index=False))
     return pd.read_csv(path, dtype=dict(image=str, truth=str, predicted=str), keep_default_na=False)
 
+
 def evaluate(
-    data:str|Path, out:str|Path, # see `load_run`
-    recipe:Recipe=Recipe(),
-    seeds:int=3, # repeats: other folds and other weights; with a part held out other weights
-    kept:str|Path='cache/trial', # a folder that keeps what is done
-    workers:int|None=None # see `in_parallel`
-) -> pd.DataFrame: # the tables of all trainings
+    data: str | Path,
+    out: str | Path,  # see `load_run`
+    recipe: Recipe = Recipe(),
+    seeds: int = 3,  # repeats: other folds and other weights; with a part held out other weights
+    kept: str | Path = 'cache/trial',  # a folder that keeps what is done
+    workers: int | None = None,  # see `in_parallel`
+) -> pd.DataFrame:  # the tables of all trainings
     "Train all arms, `seeds` times on each fold. Raises `ValueError` where cross-validation is not possible"
-    if seeds < 1: raise ValueError(f'seeds is {seeds}: at least 1')
+    if seeds < 1:
+        raise ValueError(f'seeds is {seeds}: at least 1')
     k = fold_count(load_run(data, out))
-    calls = [(data, out, recipe, arm, s, f, kept) for arm in reversed(ARMS) for s in range(seeds) for f in range(k or 1)] # the long ones first
+    calls = [
+        (data, out, recipe, arm, s, f, kept)
+        for arm in reversed(ARMS)
+        for s in range(seeds)
+        for f in range(k or 1)
+    ]  # the long ones first
     return pd.concat(in_parallel(trial, calls, workers, 'training')[::-1], ignore_index=True)
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #989c3a84
-def _hits(frame, method): # (S,N) 0 or 1, seeds by images
-    return frame[frame.method == method].assign(hit=frame.truth == frame.predicted).pivot(index='seed', columns='image', values='hit').astype(float)
+def _hits(frame, method):  # (S,N) 0 or 1, seeds by images
+    return (
+        frame[frame.method == method]
+        .assign(hit=frame.truth == frame.predicted)
+        .pivot(index='seed', columns='image', values='hit')
+        .astype(float)
+    )
+
 
 def estimate_gain(
-    frame:pd.DataFrame, # from `evaluate`
-    method:str, # of ARMS
-    baseline:str|None=None, # of ARMS; None: the accuracy itself
-    level:float=.95 # of the interval
-) -> tuple: # mean, low, high, as fractions
+    frame: pd.DataFrame,  # from `evaluate`
+    method: str,  # of ARMS
+    baseline: str | None = None,  # of ARMS; None: the accuracy itself
+    level: float = 0.95,  # of the interval
+) -> tuple:  # mean, low, high, as fractions
     "The gain of a method over a baseline, with the interval that fits the trial"
     k = frame.fold.nunique()
     if k == 1:
         hits = _hits(frame, method)
         return crossed(hits - _hits(frame, baseline) if baseline else hits, level)
-    by = frame.assign(hit=frame.truth == frame.predicted).groupby(['method', 'seed', 'fold']).hit.mean()
-    return interval(by[method] - by[baseline] if baseline else by[method], level, overlap=1/(k - 1))
+    by = (
+        frame.assign(hit=frame.truth == frame.predicted)
+        .groupby(['method', 'seed', 'fold'])
+        .hit.mean()
+    )
+    return interval(
+        by[method] - by[baseline] if baseline else by[method], level, overlap=1 / (k - 1)
+    )
+
 
 def over(
-    frame:pd.DataFrame # from `evaluate`
+    frame: pd.DataFrame,  # from `evaluate`
 ) -> str:
     "What the intervals of a trial are over"
     n, k = frame.seed.nunique(), frame.fold.nunique()
-    return f'{n} repeat{"s"*(n > 1)} of {k}-fold cross-validation' if k > 1 else f'{n} trainings and {frame.image.nunique()} test images'
+    return (
+        f'{n} repeat{"s" * (n > 1)} of {k}-fold cross-validation'
+        if k > 1
+        else f'{n} trainings and {frame.image.nunique()} test images'
+    )
+
 
 def trial_table(
-    frame:pd.DataFrame, # from `evaluate`
-    level:float=.95 # of the intervals
-) -> pd.DataFrame: # as `summary` makes it: n (trainings), accuracy, low, high, gain, gain_low, gain_high
+    frame: pd.DataFrame,  # from `evaluate`
+    level: float = 0.95,  # of the intervals
+) -> (
+    pd.DataFrame
+):  # as `summary` makes it: n (trainings), accuracy, low, high, gain, gain_low, gain_high
     "One row per arm"
-    none = (np.nan,)*3
-    rows = [(len(frame[frame.method == m].groupby(['seed', 'fold'])), *estimate_gain(frame, m, level=level), *(none if m == 'Original' else estimate_gain(frame, m, 'Original', level))) for m in ARMS]
-    table = pd.DataFrame(rows, index=pd.Index(ARMS, name='method'), columns=['n', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'])
-    return table.assign(low=table.low.clip(0), high=table.high.clip(upper=1)) # an accuracy has ends
+    none = (np.nan,) * 3
+    rows = [
+        (
+            len(frame[frame.method == m].groupby(['seed', 'fold'])),
+            *estimate_gain(frame, m, level=level),
+            *(none if m == 'Original' else estimate_gain(frame, m, 'Original', level)),
+        )
+        for m in ARMS
+    ]
+    table = pd.DataFrame(
+        rows,
+        index=pd.Index(ARMS, name='method'),
+        columns=['n', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high'],
+    )
+    return table.assign(
+        low=table.low.clip(0), high=table.high.clip(upper=1)
+    )  # an accuracy has ends
+
 
 def say_verdict(
-    frame:pd.DataFrame, # from `evaluate`
-    baseline:str='Original' # or 'RandAugment'
-) -> str: # one sentence
+    frame: pd.DataFrame,  # from `evaluate`
+    baseline: str = 'Original',  # or 'RandAugment'
+) -> str:  # one sentence
     "Did the synthetic images help?"
-    if frame.groupby(['seed', 'fold']).ngroups == 1: return f'{SYNTHETIC} against {baseline}: cannot tell, a single training gives no interval; give more seeds.'
+    if frame.groupby(['seed', 'fold']).ngroups == 1:
+        return f'{SYNTHETIC} against {baseline}: cannot tell, a single training gives no interval; give more seeds.'
     return did_it_help(SYNTHETIC, baseline, estimate_gain(frame, SYNTHETIC, baseline), over(frame))
 
+
 def per_class(
-    frame:pd.DataFrame # from `evaluate`
-) -> pd.DataFrame: # index: class; columns: images (how many were tested), and the accuracy of each arm
+    frame: pd.DataFrame,  # from `evaluate`
+) -> (
+    pd.DataFrame
+):  # index: class; columns: images (how many were tested), and the accuracy of each arm
     "Accuracy by class"
-    by = frame.assign(hit=frame.truth == frame.predicted).groupby(['truth', 'method']).hit.mean().unstack()[list(ARMS)]
-    return pd.concat([frame.groupby('truth').image.nunique().rename('images'), by], axis=1).rename_axis('class')
+    by = (
+        frame.assign(hit=frame.truth == frame.predicted)
+        .groupby(['truth', 'method'])
+        .hit.mean()
+        .unstack()[list(ARMS)]
+    )
+    return pd.concat(
+        [frame.groupby('truth').image.nunique().rename('images'), by], axis=1
+    ).rename_axis('class')
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #cdfba410
 def training_seconds(
-    run:Run, recipe:Recipe,
-    arms:tuple=ARMS # to train
-) -> float: # of one training of each on this machine
+    run: Run,
+    recipe: Recipe,
+    arms: tuple = ARMS,  # to train
+) -> float:  # of one training of each on this machine
     "What training will take, from a short part of it"
+
     def seconds(arm, updates):
         start = time.perf_counter()
         train_arm(run, replace(recipe, updates=updates), arm, run.given, run.made)
         return time.perf_counter() - start
-    short, total = min(8, recipe.updates), 0.
+
+    short, total = min(8, recipe.updates), 0.0
     for arm in arms:
-        seconds(arm, short) if arm == arms[0] else None # warm
-        first, second = seconds(arm, short), seconds(arm, 2*short)
-        total += first + max(0., second - first)/short*(recipe.updates - short)
+        seconds(arm, short) if arm == arms[0] else None  # warm
+        first, second = seconds(arm, short), seconds(arm, 2 * short)
+        total += first + max(0.0, second - first) / short * (recipe.updates - short)
     return total
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #76c677f2
 def judge(
-    data:str|Path, out:str|Path, recipe:Recipe, fold:int, indices:list[int] # of the synthetic images looked at
-) -> tuple[int, int, int, int]: # variants judged, of these with their label; real images judged, of these right
+    data: str | Path,
+    out: str | Path,
+    recipe: Recipe,
+    fold: int,
+    indices: list[int],  # of the synthetic images looked at
+) -> tuple[
+    int, int, int, int
+]:  # variants judged, of these with their label; real images judged, of these right
     "A classifier that has not seen the seeds judges their variants; with a part held out it has seen that only"
     run = load_run(data, out)
-    k = 0 if run.held else min(5, *(run.given.targets.count(c) for c in range(len(run.given.classes))))
+    k = (
+        0
+        if run.held
+        else min(5, *(run.given.targets.count(c) for c in range(len(run.given.classes))))
+    )
     left_out = folds(run.given, k, 0)[fold] if k else range(len(run.given))
     real, _, test = fold_parts(run, left_out) if k else (run.held, None, run.given)
     keys = set(test.keys)
     made = run.made.subset([i for i in indices if run.seeds[i] in keys])
     model, _ = train_arm(run, recipe, 'Original', real, None)
-    right = lambda images: int((predict(model, images).argmax(1).numpy() == np.array(images.targets)).sum()) if images else 0
+    right = (
+        lambda images: int(
+            (predict(model, images).argmax(1).numpy() == np.array(images.targets)).sum()
+        )
+        if images
+        else 0
+    )
     return len(made), right(made), len(test), right(test)
 
+
 def features_of(
-    features, # see `load_features`
-    images:Images,
-    size:int # side of the images, in pixels
-) -> np.ndarray: # (N,D)
+    features,  # see `load_features`
+    images: Images,
+    size: int,  # side of the images, in pixels
+) -> np.ndarray:  # (N,D)
     "Features without all images in memory at once"
-    return np.concatenate([extract(features, stack(images.subset(range(i, min(i + 256, len(images)))), size)) for i in range(0, len(images), 256)])
+    return np.concatenate(
+        [
+            extract(features, stack(images.subset(range(i, min(i + 256, len(images)))), size))
+            for i in range(0, len(images), 256)
+        ]
+    )
+
 
 def measure_run(
-    data:str|Path, out:str|Path, # see `load_run`
-    features:str='tiny', # see `load_features`
-    clip:str='tiny', # see `load_clip`, for the CLIP score
-    recipe:Recipe=Recipe(), # of the judge
-    samples:int=5000, # synthetic images looked at, at most, evenly spread
-    suspects:int=10, # pairs of a synthetic and its nearest real image to note
-    workers:int|None=None # see `in_parallel`
-) -> dict: # `values`: name -> number; `left_out`: name -> reason; `nearest`: the closest pairs; and how it was measured
+    data: str | Path,
+    out: str | Path,  # see `load_run`
+    features: str = 'tiny',  # see `load_features`
+    clip: str = 'tiny',  # see `load_clip`, for the CLIP score
+    recipe: Recipe = Recipe(),  # of the judge
+    samples: int = 5000,  # synthetic images looked at, at most, evenly spread
+    suspects: int = 10,  # pairs of a synthetic and its nearest real image to note
+    workers: int | None = None,  # see `in_parallel`
+) -> dict:  # `values`: name -> number; `left_out`: name -> reason; `nearest`: the closest pairs; and how it was measured
     "What a run's images are like"
     run = load_run(data, out)
-    at = np.unique(np.linspace(0, len(run.made) - 1, min(samples, len(run.made))).round().astype(int)).tolist()
-    made, size, model = run.made.subset(at), run.record['run']['image_size'], load_features(features)
+    at = np.unique(
+        np.linspace(0, len(run.made) - 1, min(samples, len(run.made))).round().astype(int)
+    ).tolist()
+    made, size, model = (
+        run.made.subset(at),
+        run.record['run']['image_size'],
+        load_features(features),
+    )
     given, fake = features_of(model, run.given, size), features_of(model, made, size)
-    real, seeds, index = features_of(model, run.held, size) if run.held else given, [run.seeds[i] for i in at], {k: i for i, k in enumerate(run.given.keys)}
+    real, seeds, index = (
+        features_of(model, run.held, size) if run.held else given,
+        [run.seeds[i] for i in at],
+        {k: i for i, k in enumerate(run.given.keys)},
+    )
     values, left_out = {}, {}
+
     def measure(name, f):
-        try: found = f()
-        except ValueError as e: left_out[name] = str(e)
-        else: values.update(found if isinstance(found, dict) else {name: found})
+        try:
+            found = f()
+        except ValueError as e:
+            left_out[name] = str(e)
+        else:
+            values.update(found if isinstance(found, dict) else {name: found})
+
     def label():
-        k = 1 if run.held else min(5, *(run.given.targets.count(c) for c in range(len(run.given.classes))))
-        if k < 2 and not run.held: raise ValueError('a class has one image, so no judge can be trained that has not seen it')
-        n, kept, m, right = np.sum(in_parallel(judge, [(data, out, recipe, f, at) for f in range(k)], workers, 'judging'), 0).tolist()
-        return dict(label_preservation=kept/n, judge_accuracy=right/m)
+        k = (
+            1
+            if run.held
+            else min(5, *(run.given.targets.count(c) for c in range(len(run.given.classes))))
+        )
+        if k < 2 and not run.held:
+            raise ValueError(
+                'a class has one image, so no judge can be trained that has not seen it'
+            )
+        n, kept, m, right = np.sum(
+            in_parallel(judge, [(data, out, recipe, f, at) for f in range(k)], workers, 'judging'),
+            0,
+        ).tolist()
+        return dict(label_preservation=kept / n, judge_accuracy=right / m)
+
     def score():
         m, texts = load_clip(clip), sorted({run.prompts[i] for i in at})
         found = dict(zip(texts, m.text_features(texts).cpu().numpy()))
-        return clip_score(features_of(m.features, made, size), np.stack([found[run.prompts[i]] for i in at]))
+        return clip_score(
+            features_of(m.features, made, size), np.stack([found[run.prompts[i]] for i in at])
+        )
+
     measure('label_preservation', label)
-    measure('fid', lambda: fid(real, fake)); measure('kid', lambda: kid(real, fake)); measure('mmd', lambda: mmd(real, fake))
+    measure('fid', lambda: fid(real, fake))
+    measure('kid', lambda: kid(real, fake))
+    measure('mmd', lambda: mmd(real, fake))
     measure('mmd_between_real_halves', lambda: float(between_halves(real).mean()))
     measure('precision_recall', lambda: precision_recall(real, fake))
-    measure('diversity', lambda: diversity(fake, seeds)); measure('diversity_of_real', lambda: diversity(given, run.given.targets))
+    measure('diversity', lambda: diversity(fake, seeds))
+    measure('diversity_of_real', lambda: diversity(given, run.given.targets))
     measure('distance_to_seed', lambda: distance_to_seed(fake, given[[index[s] for s in seeds]]))
     measure('clip_score', score)
     i, d = nearest(fake, given)
     values['nearest_is_seed'] = float(np.mean([run.given.keys[n] == s for n, s in zip(i, seeds)]))
     values['distance_to_nearest_real'] = float(np.median(d))
     measure('distance_between_real', lambda: _between(given))
-    closest = [dict(file_name=made.keys[n], image=run.given.keys[i[n]], seed=seeds[n], distance=float(d[n])) for n in np.argsort(d, kind='stable')[:suspects]]
-    return dict(values=values, left_out=left_out, nearest=closest, features=features, clip=clip, synthetic_images=len(made), real_images=len(real), beside='held-out images' if run.held else 'the seeds')
+    closest = [
+        dict(
+            file_name=made.keys[n], image=run.given.keys[i[n]], seed=seeds[n], distance=float(d[n])
+        )
+        for n in np.argsort(d, kind='stable')[:suspects]
+    ]
+    return dict(
+        values=values,
+        left_out=left_out,
+        nearest=closest,
+        features=features,
+        clip=clip,
+        synthetic_images=len(made),
+        real_images=len(real),
+        beside='held-out images' if run.held else 'the seeds',
+    )
 
-def _between(real): # median distance of a real image to the nearest other one
+
+def _between(real):  # median distance of a real image to the nearest other one
     from sklearn.neighbors import NearestNeighbors
-    if len(real) < 2: raise ValueError('there is one real image')
+
+    if len(real) < 2:
+        raise ValueError('there is one real image')
     return float(np.median(NearestNeighbors(n_neighbors=1).fit(real).kneighbors()[0]))

@@ -11,7 +11,10 @@ __all__ = ['extract', 'load_features', 'cached_features', 'fid', 'median_bandwid
 import hashlib
 from functools import cache
 from pathlib import Path
-import numpy as np, timm, torch
+
+import numpy as np
+import timm
+import torch
 from safetensors.numpy import load_file, save_file
 from scipy.spatial.distance import cdist, pdist
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
@@ -19,27 +22,32 @@ from sklearn.neighbors import NearestNeighbors
 from timm.data import resolve_model_data_config
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
+
 from ..data.images import write_whole
 from ..diffusion.pipeline import OWN, default_device, load_clip, model_folder
 from .results import grid
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #b54d882e
 def extract(
-    features,         # feature model: float Tensor (B,3,H,W) in [-1,1] -> Tensor (B,D)
-    images,           # Tensor or array (N,3,H,W): uint8, or float in [-1,1]
-    batch_size=256,   # images per call of `features`
-    device=None,      # where `features` wants its input; None leaves it where it is
-) -> np.ndarray:      # (N,D), float64
+    features,  # feature model: float Tensor (B,3,H,W) in [-1,1] -> Tensor (B,D)
+    images,  # Tensor or array (N,3,H,W): uint8, or float in [-1,1]
+    batch_size=256,  # images per call of `features`
+    device=None,  # where `features` wants its input; None leaves it where it is
+) -> np.ndarray:  # (N,D), float64
     "The features of all `images`, in order. Raises `ValueError` for another shape or range."
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f'images must be (N,3,H,W) with N > 0, got {tuple(images.shape)}')
     if images.is_floating_point() and not images.abs().max() <= 1.001:
-        raise ValueError(f'float images must lie in [-1,1], got {images.min():.3g} to {images.max():.3g}; pass 0..255 as uint8')
-    to_unit = lambda x: x.float() if images.is_floating_point() else x.float()/127.5 - 1
+        raise ValueError(
+            f'float images must lie in [-1,1], got {images.min():.3g} to {images.max():.3g}; pass 0..255 as uint8'
+        )
+    to_unit = lambda x: x.float() if images.is_floating_point() else x.float() / 127.5 - 1
     with torch.no_grad():
-        batches = [features(to_unit(x).to(device)).double().cpu().numpy()
-                   for x in tqdm(images.split(batch_size), leave=False, delay=2)]
+        batches = [
+            features(to_unit(x).to(device)).double().cpu().numpy()
+            for x in tqdm(images.split(batch_size), leave=False, delay=2)
+        ]
     return np.concatenate(batches)
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #a9e1fca8
@@ -47,54 +55,86 @@ def _inception(device):
     from cleanfid.downloads_helper import inception_url
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
-    path = Path(torch.hub.get_dir())/'checkpoints'/'inception-2015-12-05.pt'
+
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / 'inception-2015-12-05.pt'
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        try: torch.hub.download_url_to_file(inception_url, str(path))
-        except OSError as e: raise OSError(f'{e}; or put {inception_url} at {path}') from e
-    net, resize = InceptionV3W(path.parent, download=False).to(device).eval(), build_resizer('clean')
+        try:
+            torch.hub.download_url_to_file(inception_url, str(path))
+        except OSError as e:
+            raise OSError(f'{e}; or put {inception_url} at {path}') from e
+    net, resize = (
+        InceptionV3W(path.parent, download=False).to(device).eval(),
+        build_resizer('clean'),
+    )
+
     def features(x):
-        pixels = ((x + 1)*127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return net(torch.from_numpy(np.stack([resize(p) for p in pixels])).permute(0, 3, 1, 2).to(device))
+        pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return net(
+            torch.from_numpy(np.stack([resize(p) for p in pixels])).permute(0, 3, 1, 2).to(device)
+        )
+
     return features
+
 
 def _timm(name, device):
     net = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
     cfg = resolve_model_data_config(net)
     mean, std = (torch.tensor(cfg[k], device=device).view(3, 1, 1) for k in ('mean', 'std'))
-    return lambda x: net((interpolate(x.to(device)/2 + .5, cfg['input_size'][1:], mode='bicubic', antialias=True) - mean)/std)
+    return lambda x: net(
+        (
+            interpolate(
+                x.to(device) / 2 + 0.5, cfg['input_size'][1:], mode='bicubic', antialias=True
+            )
+            - mean
+        )
+        / std
+    )
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #4dcf28de
 @cache
 def load_features(
-    name='tiny', # 'tiny' (the embedded CLIP), 'photo64', 'inception', a timm model ('resnet50', 'local-dir:...'), or a CLIP model's folder or name on the hub
+    name='tiny',  # 'tiny' (the embedded CLIP), 'photo64', 'inception', a timm model ('resnet50', 'local-dir:...'), or a CLIP model's folder or name on the hub
     device=None,  # None: a GPU if there is one
-):               # feature model for `extract`: (B,3,H,W) in [-1,1] -> (B,D)
+):  # feature model for `extract`: (B,3,H,W) in [-1,1] -> (B,D)
     "A feature model by its name, loaded once per process. Raises `ValueError` if it is not known or cannot be had."
     device = device or default_device()
     try:
-        if name == 'inception': return _inception(device)
-        return _timm(name, device) if timm.is_model(name) or ':' in name else load_clip(name, device).features
+        if name == 'inception':
+            return _inception(device)
+        return (
+            _timm(name, device)
+            if timm.is_model(name) or ':' in name
+            else load_clip(name, device).features
+        )
     except (OSError, RuntimeError, ValueError) as e:
-        raise ValueError(f"no feature model {name!r} ({str(e).splitlines()[0]}). Without a network use 'tiny', 'local-dir:FOLDER' of a timm model, "
-                         'or the folder of a CLIP model') from e
+        raise ValueError(
+            f"no feature model {name!r} ({str(e).splitlines()[0]}). Without a network use 'tiny', 'local-dir:FOLDER' of a timm model, "
+            'or the folder of a CLIP model'
+        ) from e
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #91baaa1b
 def _identity(name):
     "What tells feature models apart: the name; of one in a folder, as ours are, also the bytes of its weights."
-    folder = model_folder(name)/'clip' if name in OWN else Path(name.removeprefix('local-dir:'))
-    return [name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob('*.safetensors')))]
+    folder = model_folder(name) / 'clip' if name in OWN else Path(name.removeprefix('local-dir:'))
+    return [
+        name,
+        *(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob('*.safetensors'))),
+    ]
+
 
 def cached_features(
-    images,        # uint8 Tensor (N,3,H,W), from `stack`
-    name='tiny',   # see `load_features`
-    cache='cache', # folder; the features go to <cache>/features
-    device=None,   # of the feature model; None: a GPU if there is one
-) -> np.ndarray:   # (N,D), float64
+    images,  # uint8 Tensor (N,3,H,W), from `stack`
+    name='tiny',  # see `load_features`
+    cache='cache',  # folder; the features go to <cache>/features
+    device=None,  # of the feature model; None: a GPU if there is one
+) -> np.ndarray:  # (N,D), float64
     "`extract` by a named feature model, once for the same pixels and the same model."
     pixels = torch.as_tensor(images).contiguous().numpy()
-    key = hashlib.sha256(repr((_identity(name), pixels.dtype.str, pixels.shape)).encode() + pixels.tobytes()).hexdigest()[:20]
-    path = Path(cache)/'features'/f'{key}.safetensors'
+    key = hashlib.sha256(
+        repr((_identity(name), pixels.dtype.str, pixels.shape)).encode() + pixels.tobytes()
+    ).hexdigest()[:20]
+    path = Path(cache) / 'features' / f'{key}.safetensors'
     if not path.exists():
         found = extract(load_features(name, device), images).astype(np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,77 +148,94 @@ def _pair(real, fake, least=2):
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f'features must be (N,D) and (M,D), got {real.shape} and {fake.shape}')
     if min(len(real), len(fake)) < least:
-        raise ValueError(f'{len(real)} real and {len(fake)} synthetic samples are too few: at least {least} of each are needed')
-    if not (np.isfinite(real).all() and np.isfinite(fake).all()): raise ValueError('features contain NaN or infinity')
+        raise ValueError(
+            f'{len(real)} real and {len(fake)} synthetic samples are too few: at least {least} of each are needed'
+        )
+    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+        raise ValueError('features contain NaN or infinity')
     return real, fake
+
 
 def fid(
     real,  # (N,D) features of the real images
     fake,  # (M,D) features of the synthetic images
-) -> float: # 0 for equal means and covariances; larger is worse
+) -> float:  # 0 for equal means and covariances; larger is worse
     "Fréchet distance of two feature sets (Heusel et al. 2017) by clean-fid. `ValueError` below D+1 samples in either set."
     from cleanfid.fid import frechet_distance  # here, as this import loads torchvision
+
     real, fake = _pair(real, fake)
     need = real.shape[1] + 1
     if min(len(real), len(fake)) < need:
-        raise ValueError(f'FID of {need - 1} features needs at least {need} samples in each set, got {len(real)} real and {len(fake)} '
-                         'synthetic: their covariance is singular. Use more images, fewer features, or `mmd`')
+        raise ValueError(
+            f'FID of {need - 1} features needs at least {need} samples in each set, got {len(real)} real and {len(fake)} '
+            'synthetic: their covariance is singular. Use more images, fewer features, or `mmd`'
+        )
     gaussian = lambda x: (x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)))
     return float(frechet_distance(*gaussian(real), *gaussian(fake)))
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #deaa72c6
 def _mean_kernel(kernel, a, b, block=1000):
     "Mean of kernel(a_i, b_j) over all pairs, without i = j when `b is a`."
-    same, total = b is a, 0.
+    same, total = b is a, 0.0
     for i in range(0, len(a), block):
-        K = kernel(a[i:i+block], b)
-        total += K.sum() - same*np.trace(K, offset=i)
-    return total/(len(a)*(len(b) - same))
+        K = kernel(a[i : i + block], b)
+        total += K.sum() - same * np.trace(K, offset=i)
+    return total / (len(a) * (len(b) - same))
+
 
 def _unbiased(kernel, real, fake):
     "The unbiased estimate of MMD^2 with `kernel` (Gretton et al. 2012, Eq. 3)."
-    return float(_mean_kernel(kernel, real, real) + _mean_kernel(kernel, fake, fake) - 2*_mean_kernel(kernel, real, fake))
+    return float(
+        _mean_kernel(kernel, real, real)
+        + _mean_kernel(kernel, fake, fake)
+        - 2 * _mean_kernel(kernel, real, fake)
+    )
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #0264d17a
 def median_bandwidth(
-    real,             # (N,D) features of the real images
-    max_samples=5000, # of more rows, at most this many, evenly spread, are used
-) -> float:           # > 0, in units of the features
+    real,  # (N,D) features of the real images
+    max_samples=5000,  # of more rows, at most this many, evenly spread, are used
+) -> float:  # > 0, in units of the features
     "Median Euclidean distance between real features. Raises `ValueError` when it is 0."
     real, _ = _pair(real, real)
-    s = float(np.median(pdist(real[::-(-len(real)//max_samples)])))
-    if s == 0: raise ValueError('the median distance of the real features is 0: more than half of the pairs are the same; pass `bandwidth`')
+    s = float(np.median(pdist(real[:: -(-len(real) // max_samples)])))
+    if s == 0:
+        raise ValueError(
+            'the median distance of the real features is 0: more than half of the pairs are the same; pass `bandwidth`'
+        )
     return s
 
+
 def mmd(
-    real,           # (N,D) features of the real images
-    fake,           # (M,D) features of the synthetic images
-    bandwidth=None, # s of the kernel, > 0, in units of the features; None: `median_bandwidth(real)`
-) -> float:         # unbiased MMD^2: 0 in the mean for equal distributions, below 0 at times; at most 2
+    real,  # (N,D) features of the real images
+    fake,  # (M,D) features of the synthetic images
+    bandwidth=None,  # s of the kernel, > 0, in units of the features; None: `median_bandwidth(real)`
+) -> float:  # unbiased MMD^2: 0 in the mean for equal distributions, below 0 at times; at most 2
     "Unbiased squared maximum mean discrepancy with a radial (RBF) kernel (Gretton et al. 2012)."
     real, fake = _pair(real, fake)
     s = median_bandwidth(real) if bandwidth is None else bandwidth
-    if not s > 0: raise ValueError(f'bandwidth must be above 0, got {s}')
-    return _unbiased(lambda x, y: rbf_kernel(x, y, 1/(2*s**2)), real, fake)
+    if not s > 0:
+        raise ValueError(f'bandwidth must be above 0, got {s}')
+    return _unbiased(lambda x, y: rbf_kernel(x, y, 1 / (2 * s**2)), real, fake)
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #eeab5e18
 def kid(
-    real,   # (N,D) features of the real images
-    fake,   # (M,D) features of the synthetic images
-) -> float: # 0 in the mean for equal distributions, below 0 at times
+    real,  # (N,D) features of the real images
+    fake,  # (M,D) features of the synthetic images
+) -> float:  # 0 in the mean for equal distributions, below 0 at times
     "Kernel inception distance: unbiased MMD^2 with a cubic kernel (Bińkowski et al. 2018)."
     real, fake = _pair(real, fake)
     return _unbiased(polynomial_kernel, real, fake)  # scikit-learn's default is (x.y/D + 1)^3
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #92f13078
 def between_halves(
-    real,         # (N,D) features of the real images
-    distance=mmd, # of two feature sets: `mmd`, `kid` or `fid`
-    repeats=20,   # random cuts
-    seed=0,       # of the cuts
+    real,  # (N,D) features of the real images
+    distance=mmd,  # of two feature sets: `mmd`, `kid` or `fid`
+    repeats=20,  # random cuts
+    seed=0,  # of the cuts
 ) -> np.ndarray:  # (repeats,) distances
     "The distances between random halves of the real images: what no difference at all looks like."
-    rng, n = np.random.default_rng(seed), len(real)//2
+    rng, n = np.random.default_rng(seed), len(real) // 2
     cuts = (rng.permutation(len(real)) for _ in range(repeats))
     return np.array([distance(real[c[:n]], real[c[n:]]) for c in cuts])
 
@@ -186,75 +243,101 @@ def between_halves(
 def precision_recall(
     real,  # (N,D) features of the real images, N > k
     fake,  # (M,D) features of the synthetic images, M > k
-    k=5,   # the neighbour that a ball reaches to
-) -> dict: # precision, recall, coverage in [0,1]; density >= 0
+    k=5,  # the neighbour that a ball reaches to
+) -> dict:  # precision, recall, coverage in [0,1]; density >= 0
     "Improved precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020). Memory grows with N M."
-    if k < 1: raise ValueError(f'k must be at least 1, got {k}')
+    if k < 1:
+        raise ValueError(f'k must be at least 1, got {k}')
     real, fake = _pair(real, fake, k + 1)
-    radius = lambda x: NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[0][:, -1]   # a point is not its own neighbour
+    radius = (
+        lambda x: NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[0][:, -1]
+    )  # a point is not its own neighbour
     d, r = cdist(real, fake), radius(real)
     inside = d <= r[:, None]
-    return dict(precision=float(inside.any(0).mean()), recall=float((d <= radius(fake)).any(1).mean()),
-                density=float(inside.sum(0).mean()/k), coverage=float(inside.any(1).mean()))
+    return dict(
+        precision=float(inside.any(0).mean()),
+        recall=float((d <= radius(fake)).any(1).mean()),
+        density=float(inside.sum(0).mean() / k),
+        coverage=float(inside.any(1).mean()),
+    )
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #9f20ddba
 def diversity(
-    features, # (N,D) features of the variants
-    groups,   # N labels: the key of each variant's seed image; or its class
-) -> float:   # >= 0, in units of the features; 0: all variants of a seed are the same
+    features,  # (N,D) features of the variants
+    groups,  # N labels: the key of each variant's seed image; or its class
+) -> float:  # >= 0, in units of the features; 0: all variants of a seed are the same
     "Mean over seeds (or classes) of the mean distance between two images of it. Groups of one do not count; `ValueError` if all are such."
     features, groups = np.asarray(features, dtype=np.float64), np.asarray(groups)
-    if len(features) != len(groups): raise ValueError(f'{len(features)} features but {len(groups)} groups')
+    if len(features) != len(groups):
+        raise ValueError(f'{len(features)} features but {len(groups)} groups')
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    if not (counts > 1).any(): raise ValueError('no seed or class has two images, so diversity is not defined: make at least two of each')
+    if not (counts > 1).any():
+        raise ValueError(
+            'no seed or class has two images, so diversity is not defined: make at least two of each'
+        )
     return float(np.mean([pdist(features[group == g]).mean() for g in np.flatnonzero(counts > 1)]))
 
+
 def distance_to_seed(
-    features,      # (N,D) features of the variants
-    seed_features, # (N,D) features of the seed of each variant, row by row
-) -> float:        # >= 0, in units of the features
+    features,  # (N,D) features of the variants
+    seed_features,  # (N,D) features of the seed of each variant, row by row
+) -> float:  # >= 0, in units of the features
     "Mean distance between a variant and its own seed image. Raises `ValueError` for different shapes."
     a, b = np.asarray(features, dtype=np.float64), np.asarray(seed_features, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 2: raise ValueError(f'one seed row per variant is needed, got {a.shape} and {b.shape}')
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f'one seed row per variant is needed, got {a.shape} and {b.shape}')
     return float(np.linalg.norm(a - b, axis=1).mean())
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #02136374
 def nearest(
-    fake,     # (M,D) features of the synthetic images
-    real,     # (N,D) features of the real images
-) -> tuple:   # indices (M,) into `real`, int; distances (M,), in units of the features
+    fake,  # (M,D) features of the synthetic images
+    real,  # (N,D) features of the real images
+) -> tuple:  # indices (M,) into `real`, int; distances (M,), in units of the features
     "The nearest real image of each synthetic one."
     real, fake = _pair(real, fake, 1)
     distances, indices = NearestNeighbors(n_neighbors=1).fit(real).kneighbors(fake)
     return indices[:, 0], distances[:, 0]
 
+
 def show_nearest(
-    fake_images, # indexable, M images: PIL, or Tensor (3,H,W)
-    real_images, # indexable, N images
-    indices,     # (M,), from `nearest`
-    distances,   # (M,), from `nearest`
-    count=10,    # of the synthetic images, those nearest to a real one
-):               # matplotlib figure
+    fake_images,  # indexable, M images: PIL, or Tensor (3,H,W)
+    real_images,  # indexable, N images
+    indices,  # (M,), from `nearest`
+    distances,  # (M,), from `nearest`
+    count=10,  # of the synthetic images, those nearest to a real one
+):  # matplotlib figure
     "The suspects: the synthetic images nearest to a real one, above that image, in order of distance."
     order = np.argsort(distances, kind='stable')[:count]
-    return grid([[fake_images[i] for i in order], [real_images[indices[i]] for i in order]], ['synthetic', 'nearest real'], [f'{distances[i]:.2g}' for i in order])
+    return grid(
+        [[fake_images[i] for i in order], [real_images[indices[i]] for i in order]],
+        ['synthetic', 'nearest real'],
+        [f'{distances[i]:.2g}' for i in order],
+    )
+
 
 def label_preservation(
-    probs,    # (N,C) a judge classifier's probabilities (or logits) of the synthetic images
+    probs,  # (N,C) a judge classifier's probabilities (or logits) of the synthetic images
     targets,  # (N,) the class index of each one's seed image
-) -> float:   # in [0,1]
+) -> float:  # in [0,1]
     "Share of the synthetic images to which the judge gives their seed's class. Raises `ValueError` for shapes that do not match."
     probs, targets = np.asarray(probs), np.asarray(targets)
     if probs.ndim != 2 or probs.shape[:1] != targets.shape or not len(targets):
-        raise ValueError(f'probs must be (N,C) and targets (N,), got {probs.shape} and {targets.shape}')
+        raise ValueError(
+            f'probs must be (N,C) and targets (N,), got {probs.shape} and {targets.shape}'
+        )
     return float((probs.argmax(1) == targets).mean())
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #5fdaa626
 def clip_score(
-    image_features, # (N,D), of any length
+    image_features,  # (N,D), of any length
     text_features,  # (N,D), of the caption of each image
-) -> float:         # 0 to 100
+) -> float:  # 0 to 100
     "Mean of max(100 cos, 0) over images and their captions (Hessel et al. 2021). Raises `ValueError` for different shapes."
     a, b = np.asarray(image_features, dtype=np.float64), np.asarray(text_features, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 2: raise ValueError(f'one caption per image is needed, got features {a.shape} and {b.shape}')
-    return float(np.maximum(100*(a*b).sum(1)/np.linalg.norm(a, axis=1)/np.linalg.norm(b, axis=1), 0).mean())
+    if a.shape != b.shape or a.ndim != 2:
+        raise ValueError(f'one caption per image is needed, got features {a.shape} and {b.shape}')
+    return float(
+        np.maximum(
+            100 * (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1), 0
+        ).mean()
+    )

@@ -7,237 +7,396 @@ __all__ = ['interval', 'paired', 'crossed', 'verdict', 'did_it_help', 'summary',
            'results_dir', 'places', 'provenance', 'command', 'save_results']
 
 # %% ../../nbs/5_measure/05_results.ipynb #a328a6ef
-import ast, json, os, platform, re, shlex, subprocess, tempfile
+import ast
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import tempfile
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
 from scipy import stats
+
 from ..data.images import write_whole
 
 # %% ../../nbs/5_measure/05_results.ipynb #266ceb60
 def interval(
-    values,     # one result per split or seed; finite
-    level=0.95, # share of such intervals that hold the true mean, in (0,1)
-    overlap=0., # of results whose training images overlap: test images per training image; 0: independent results
-) -> tuple:     # mean, low, high
+    values,  # one result per split or seed; finite
+    level=0.95,  # share of such intervals that hold the true mean, in (0,1)
+    overlap=0.0,  # of results whose training images overlap: test images per training image; 0: independent results
+) -> tuple:  # mean, low, high
     "Mean and Student t interval. One value has no interval: low and high are NaN. Raises `ValueError` for none, or for NaN."
     v = np.asarray(values, dtype=np.float64).ravel()
-    if not len(v) or not np.isfinite(v).all(): raise ValueError(f'an interval needs at least one value, all finite; got {v}')
-    if not 0 < level < 1: raise ValueError(f'level must lie between 0 and 1, got {level}')
-    half = stats.t.ppf((1 + level)/2, len(v) - 1)*v.std(ddof=1)*(1/len(v) + overlap)**.5 if len(v) > 1 else np.nan
+    if not len(v) or not np.isfinite(v).all():
+        raise ValueError(f'an interval needs at least one value, all finite; got {v}')
+    if not 0 < level < 1:
+        raise ValueError(f'level must lie between 0 and 1, got {level}')
+    half = (
+        stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) * (1 / len(v) + overlap) ** 0.5
+        if len(v) > 1
+        else np.nan
+    )
     return float(v.mean()), float(v.mean() - half), float(v.mean() + half)
 
+
 def paired(
-    a,          # results of a method, one per split
-    b,          # results of the baseline on the same splits, in the same order
-    level=0.95, # as in `interval`
-    overlap=0., # as in `interval`
-) -> tuple:     # mean of a - b, low, high
+    a,  # results of a method, one per split
+    b,  # results of the baseline on the same splits, in the same order
+    level=0.95,  # as in `interval`
+    overlap=0.0,  # as in `interval`
+) -> tuple:  # mean of a - b, low, high
     "Mean difference over the same splits, with its Student t interval. Raises `ValueError` for different lengths."
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape: raise ValueError(f'paired results must come from the same splits, got {a.shape} and {b.shape}')
+    if a.shape != b.shape:
+        raise ValueError(
+            f'paired results must come from the same splits, got {a.shape} and {b.shape}'
+        )
     return interval(a - b, level, overlap)
 
 # %% ../../nbs/5_measure/05_results.ipynb #a73be88d
 def crossed(
-    values,     # (S,N) results of S trainings on N test images; NaN where a training was not tested on an image
-    level=0.95, # as in `interval`
-) -> tuple:     # mean, low, high
+    values,  # (S,N) results of S trainings on N test images; NaN where a training was not tested on an image
+    level=0.95,  # as in `interval`
+) -> tuple:  # mean, low, high
     "Mean and interval where both the trainings and the test images are draws. One training or one image has no interval: NaN."
     v = np.asarray(values, dtype=np.float64)
     seen = np.isfinite(v)
-    if v.ndim != 2 or not v.size or not seen.any(1).all(): raise ValueError(f'results of S trainings on N images are needed, finite ones of each training; got {v.shape}')
+    if v.ndim != 2 or not v.size or not seen.any(1).all():
+        raise ValueError(
+            f'results of S trainings on N images are needed, finite ones of each training; got {v.shape}'
+        )
     by, N = np.nanmean(v, 1, keepdims=True), seen.any(0).sum()
     mean, low, high = interval(by, level)
-    if min(len(v), N) == 1: return mean, np.nan, np.nan
-    share = (np.where(seen, v - by, 0)/seen.sum(1, keepdims=True)).mean(0) # of each image in the mean's error
-    half = np.hypot(high - mean, stats.t.ppf((1 + level)/2, N - 1)*(N/(N - 1)*(share**2).sum())**.5)
+    if min(len(v), N) == 1:
+        return mean, np.nan, np.nan
+    share = (np.where(seen, v - by, 0) / seen.sum(1, keepdims=True)).mean(
+        0
+    )  # of each image in the mean's error
+    half = np.hypot(
+        high - mean, stats.t.ppf((1 + level) / 2, N - 1) * (N / (N - 1) * (share**2).sum()) ** 0.5
+    )
     return mean, float(mean - half), float(mean + half)
 
-def _right(correct): # one text for each training, with a letter for each image: T right, F wrong, . not held out
-    if len({len(c) for c in correct}) != 1: raise ValueError('the trainings were not tested on the same images')
+
+def _right(
+    correct,
+):  # one text for each training, with a letter for each image: T right, F wrong, . not held out
+    if len({len(c) for c in correct}) != 1:
+        raise ValueError('the trainings were not tested on the same images')
     x = np.array([list(c) for c in correct])
     return np.where(x == '.', np.nan, x == 'T')
 
 # %% ../../nbs/5_measure/05_results.ipynb #55034961
 def verdict(
     low,  # lower end of the interval of a gain
-    high, # upper end
-) -> str: # 'yes', 'no' or 'cannot tell' (also for NaN)
+    high,  # upper end
+) -> str:  # 'yes', 'no' or 'cannot tell' (also for NaN)
     "Did it help? 'yes' when the whole interval lies above 0, 'no' when it lies below."
     return 'yes' if low > 0 else 'no' if high < 0 else 'cannot tell'
 
+
 def did_it_help(
-    name,       # the method
-    baseline,   # what it is compared with
-    gain,       # (mean, low, high), as fractions: 0.04 is 4 points
-    over,       # what the interval is over: '5 splits'
-    level=0.95, # of the interval
-) -> str:       # one sentence
+    name,  # the method
+    baseline,  # what it is compared with
+    gain,  # (mean, low, high), as fractions: 0.04 is 4 points
+    over,  # what the interval is over: '5 splits'
+    level=0.95,  # of the interval
+) -> str:  # one sentence
     "The answer as one plain English sentence."
-    mean, low, high = (100*v for v in gain)
-    if np.isnan(low): return f'{name} against {baseline}: {mean:+.1f} points over {over}: cannot tell, as this gives no interval.'
-    end = {'yes': 'yes, it helped.', 'no': 'no, it hurt.', 'cannot tell': 'cannot tell, the interval includes 0.'}[verdict(low, high)]
-    return f'{name} against {baseline}: {mean:+.1f} points ({100*level:g}% interval {low:+.1f} to {high:+.1f} over {over}): {end}'
+    mean, low, high = (100 * v for v in gain)
+    if np.isnan(low):
+        return f'{name} against {baseline}: {mean:+.1f} points over {over}: cannot tell, as this gives no interval.'
+    end = {
+        'yes': 'yes, it helped.',
+        'no': 'no, it hurt.',
+        'cannot tell': 'cannot tell, the interval includes 0.',
+    }[verdict(low, high)]
+    return f'{name} against {baseline}: {mean:+.1f} points ({100 * level:g}% interval {low:+.1f} to {high:+.1f} over {over}): {end}'
 
 # %% ../../nbs/5_measure/05_results.ipynb #285511e0
 def summary(
-    frame,               # DataFrame with columns method, seed, accuracy (a fraction); one row per run; with a column correct (for each test image T right, F wrong, . not held out) the intervals are over splits and test images
-    baseline='Original', # the method that the others are compared with
-    level=0.95,          # as in `interval`
-) -> pd.DataFrame:       # index: method; columns: n, accuracy, low, high, gain, gain_low, gain_high (fractions; gains of the baseline: NaN)
+    frame,  # DataFrame with columns method, seed, accuracy (a fraction); one row per run; with a column correct (for each test image T right, F wrong, . not held out) the intervals are over splits and test images
+    baseline='Original',  # the method that the others are compared with
+    level=0.95,  # as in `interval`
+) -> pd.DataFrame:  # index: method; columns: n, accuracy, low, high, gain, gain_low, gain_high (fractions; gains of the baseline: NaN)
     "One row per method, in order of appearance. Raises `ValueError` for missing or repeated runs, or a missing baseline."
-    if lacks := {'method', 'seed', 'accuracy'} - set(frame.columns): raise ValueError(f'the frame lacks the columns {sorted(lacks)}')
-    if frame.duplicated(['method', 'seed']).any(): raise ValueError('a method has two runs with the same seed: drop or rename one')
+    if lacks := {'method', 'seed', 'accuracy'} - set(frame.columns):
+        raise ValueError(f'the frame lacks the columns {sorted(lacks)}')
+    if frame.duplicated(['method', 'seed']).any():
+        raise ValueError('a method has two runs with the same seed: drop or rename one')
     by = frame.pivot(index='seed', columns='method', values='accuracy')[frame.method.unique()]
-    if baseline not in by: raise ValueError(f'baseline {baseline!r} is not among the methods {list(by)}')
-    if gaps := [(m, s) for m in by for s in by.index[by[m].isna()]]: raise ValueError(f'runs are missing, as (method, seed): {gaps}')
-    right = {m: _right(f.sort_values('seed').correct) for m, f in frame.groupby('method')} if 'correct' in frame else None
+    if baseline not in by:
+        raise ValueError(f'baseline {baseline!r} is not among the methods {list(by)}')
+    if gaps := [(m, s) for m in by for s in by.index[by[m].isna()]]:
+        raise ValueError(f'runs are missing, as (method, seed): {gaps}')
+    right = (
+        {m: _right(f.sort_values('seed').correct) for m, f in frame.groupby('method')}
+        if 'correct' in frame
+        else None
+    )
     mean = lambda m: crossed(right[m], level) if right else interval(by[m], level)
-    gain = lambda m: (np.nan,)*3 if m == baseline else crossed(right[m] - right[baseline], level) if right else paired(by[m], by[baseline], level)
+    gain = (
+        lambda m: (np.nan,) * 3
+        if m == baseline
+        else crossed(right[m] - right[baseline], level)
+        if right
+        else paired(by[m], by[baseline], level)
+    )
     columns = ['n', 'accuracy', 'low', 'high', 'gain', 'gain_low', 'gain_high']
-    return pd.DataFrame([(len(by), *mean(m), *gain(m)) for m in by], index=by.columns.rename('method'), columns=columns)
+    return pd.DataFrame(
+        [(len(by), *mean(m), *gain(m)) for m in by],
+        index=by.columns.rename('method'),
+        columns=columns,
+    )
+
 
 def show(
-    table,          # what `summary` returned
+    table,  # what `summary` returned
 ) -> pd.DataFrame:  # text, in percent and points
     "The summary for readers: accuracy, gain and verdict of each method."
-    text = lambda f, m, l, h: '' if np.isnan(m) else f'{100*m:{f}}' + ('' if np.isnan(l) else f' ({100*l:{f}} to {100*h:{f}})')
-    return pd.DataFrame({
-        'splits': table.n,
-        'accuracy (%)': [text('.1f', *v) for v in table[['accuracy', 'low', 'high']].values],
-        'gain (points)': [text('+.1f', *v) for v in table[['gain', 'gain_low', 'gain_high']].values],
-        'did it help?': ['' if np.isnan(g) else verdict(l, h) for g, l, h in table[['gain', 'gain_low', 'gain_high']].values]}, index=table.index)
+    text = (
+        lambda f, m, l, h: ''
+        if np.isnan(m)
+        else f'{100 * m:{f}}' + ('' if np.isnan(l) else f' ({100 * l:{f}} to {100 * h:{f}})')
+    )
+    return pd.DataFrame(
+        {
+            'splits': table.n,
+            'accuracy (%)': [text('.1f', *v) for v in table[['accuracy', 'low', 'high']].values],
+            'gain (points)': [
+                text('+.1f', *v) for v in table[['gain', 'gain_low', 'gain_high']].values
+            ],
+            'did it help?': [
+                '' if np.isnan(g) else verdict(l, h)
+                for g, l, h in table[['gain', 'gain_low', 'gain_high']].values
+            ],
+        },
+        index=table.index,
+    )
 
 # %% ../../nbs/5_measure/05_results.ipynb #6c7314f3
 def bars(
-    table,            # what `summary` returned
-) -> plt.Figure:      # two panels: accuracy (%) and gain (points), with intervals
+    table,  # what `summary` returned
+) -> plt.Figure:  # two panels: accuracy (%) and gain (points), with intervals
     "Accuracy and paired gain of each method, as points with error bars."
-    fig, axs = plt.subplots(1, 2, figsize=(9, .45*len(table) + 1.2), sharey=True, layout='constrained')
+    fig, axs = plt.subplots(
+        1, 2, figsize=(9, 0.45 * len(table) + 1.2), sharey=True, layout='constrained'
+    )
     y = np.arange(len(table))
-    for ax, m, low, high in zip(axs, ['accuracy', 'gain'], ['low', 'gain_low'], ['high', 'gain_high']):
+    for ax, m, low, high in zip(
+        axs, ['accuracy', 'gain'], ['low', 'gain_low'], ['high', 'gain_high']
+    ):
         color = ['.5' if np.isnan(g) else sns.color_palette()[0] for g in table.gain]
-        ax.hlines(y, 100*table[low], 100*table[high], color=color, lw=2.5)
-        ax.scatter(100*table[m], y, color=color, s=45, zorder=3)
-        sns.despine(ax=ax, left=True); ax.tick_params(left=False); ax.grid(axis='x', alpha=.3)
-    axs[0].set(yticks=y, yticklabels=table.index, xlabel='accuracy (%)', ylim=(len(table) - .5, -.5))
-    axs[1].axvline(0, color='k', lw=1); axs[1].set_xlabel('gain over the baseline, paired (points)')
+        ax.hlines(y, 100 * table[low], 100 * table[high], color=color, lw=2.5)
+        ax.scatter(100 * table[m], y, color=color, s=45, zorder=3)
+        sns.despine(ax=ax, left=True)
+        ax.tick_params(left=False)
+        ax.grid(axis='x', alpha=0.3)
+    axs[0].set(
+        yticks=y, yticklabels=table.index, xlabel='accuracy (%)', ylim=(len(table) - 0.5, -0.5)
+    )
+    axs[1].axvline(0, color='k', lw=1)
+    axs[1].set_xlabel('gain over the baseline, paired (points)')
     return fig
 
 # %% ../../nbs/5_measure/05_results.ipynb #9358999a
 def splits_needed(
-    sd,         # standard deviation of the paired differences between splits, >= 0, from a few pilot runs
-    effect,     # true mean difference worth finding, in the same unit, not 0
+    sd,  # standard deviation of the paired differences between splits, >= 0, from a few pilot runs
+    effect,  # true mean difference worth finding, in the same unit, not 0
     power=0.8,  # wanted chance that the interval excludes 0, in (0,1)
-    level=0.95, # of the interval
-) -> int:       # number of splits, at least 2
+    level=0.95,  # of the interval
+) -> int:  # number of splits, at least 2
     "Smallest number of paired splits at which a gain of size `effect` is found with chance `power` (two-sided paired t test)."
     if not (sd >= 0 and effect and 0 < power < 1 and 0 < level < 1):
-        raise ValueError(f'need sd >= 0, effect not 0, power and level in (0,1); got {sd}, {effect}, {power}, {level}')
-    if sd == 0: return 2
-    d, q = abs(effect)/sd, (1 + level)/2
+        raise ValueError(
+            f'need sd >= 0, effect not 0, power and level in (0,1); got {sd}, {effect}, {power}, {level}'
+        )
+    if sd == 0:
+        return 2
+    d, q = abs(effect) / sd, (1 + level) / 2
+
     def reached(n):
-        t, shift = stats.t.ppf(q, n - 1), d*n**.5
+        t, shift = stats.t.ppf(q, n - 1), d * n**0.5
         return stats.nct.sf(t, n - 1, shift) + stats.nct.cdf(-t, n - 1, shift) >= power
-    n = max(2, int(((stats.norm.ppf(q) + stats.norm.ppf(power))/d)**2))
-    while not reached(n): n += 1
+
+    n = max(2, int(((stats.norm.ppf(q) + stats.norm.ppf(power)) / d) ** 2))
+    while not reached(n):
+        n += 1
     return n
 
 # %% ../../nbs/5_measure/05_results.ipynb #59ff682a
 def _pixels(image):
     "A PIL image, a tensor (3,H,W) (uint8, or float in [-1,1]) or an array (H,W[,3]) as a uint8 array for `imshow`."
-    if not hasattr(image, 'detach'): return np.asarray(image)
+    if not hasattr(image, 'detach'):
+        return np.asarray(image)
     x = image.detach().cpu()
-    if x.is_floating_point(): x = ((x.float() + 1)*127.5).round().clamp(0, 255).byte()
+    if x.is_floating_point():
+        x = ((x.float() + 1) * 127.5).round().clamp(0, 255).byte()
     return x.permute(1, 2, 0).numpy()
 
+
 def grid(
-    rows,            # list of rows, each a list of images: PIL, Tensor (3,H,W) uint8 or float in [-1,1], or uint8 array; None: an empty place
-    row_titles=None, # one text per row, at its left
-    col_titles=None, # one text per column, above it
-    scale=1.,        # width and height of an image on the page, in inches
+    rows,  # list of rows, each a list of images: PIL, Tensor (3,H,W) uint8 or float in [-1,1], or uint8 array; None: an empty place
+    row_titles=None,  # one text per row, at its left
+    col_titles=None,  # one text per column, above it
+    scale=1.0,  # width and height of an image on the page, in inches
 ) -> plt.Figure:
     "A contact sheet. Rows may differ in length. Raises `ValueError` when there is no image."
     height, width = len(rows), max(map(len, rows), default=0)
-    if not width: raise ValueError('a grid needs at least one image')
-    fig, axs = plt.subplots(height, width, figsize=(scale*width, scale*height), squeeze=False)
-    fig.subplots_adjust(0, 0, 1, 1, wspace=.04, hspace=.04)
-    for ax in axs.flat: ax.axis('off')
-    for ax, image in ((ax, im) for line, row in zip(axs, rows) for ax, im in zip(line, row) if im is not None):
+    if not width:
+        raise ValueError('a grid needs at least one image')
+    fig, axs = plt.subplots(height, width, figsize=(scale * width, scale * height), squeeze=False)
+    fig.subplots_adjust(0, 0, 1, 1, wspace=0.04, hspace=0.04)
+    for ax in axs.flat:
+        ax.axis('off')
+    for ax, image in (
+        (ax, im) for line, row in zip(axs, rows) for ax, im in zip(line, row) if im is not None
+    ):
         x = _pixels(image)
-        ax.imshow(x, cmap='gray', vmin=0, vmax=255, interpolation='nearest' if max(x.shape[:2]) <= 64 else 'antialiased')
-    for ax, t in zip(axs[:, 0], row_titles or []): ax.text(-.08, .5, t, transform=ax.transAxes, ha='right', va='center')
-    for ax, t in zip(axs[0], col_titles or []): ax.set_title(t, fontsize=10, pad=4)
+        ax.imshow(
+            x,
+            cmap='gray',
+            vmin=0,
+            vmax=255,
+            interpolation='nearest' if max(x.shape[:2]) <= 64 else 'antialiased',
+        )
+    for ax, t in zip(axs[:, 0], row_titles or []):
+        ax.text(-0.08, 0.5, t, transform=ax.transAxes, ha='right', va='center')
+    for ax, t in zip(axs[0], col_titles or []):
+        ax.set_title(t, fontsize=10, pad=4)
     return fig
 
 # %% ../../nbs/5_measure/05_results.ipynb #c82f302b
 @cache
-def _scratch(): return tempfile.TemporaryDirectory(prefix='dreamda-')   # removed when the process ends
+def _scratch():
+    return tempfile.TemporaryDirectory(prefix='dreamda-')  # removed when the process ends
+
 
 def _root():
     "The checkout of dreamda that holds the current folder, or None."
-    is_ours = lambda p: p.is_file() and re.search(r'^lib_name\s*=\s*dreamda\s*$', p.read_text(encoding='utf-8'), re.M)
-    return next((d for d in (Path.cwd(), *Path.cwd().parents) if is_ours(d/'settings.ini')), None)
+    is_ours = lambda p: p.is_file() and re.search(
+        r'^lib_name\s*=\s*dreamda\s*$', p.read_text(encoding='utf-8'), re.M
+    )
+    return next((d for d in (Path.cwd(), *Path.cwd().parents) if is_ours(d / 'settings.ini')), None)
 
-def _home(): return Path(_scratch().name) if os.environ.get('IN_TEST') else _root() or Path.cwd()
+
+def _home():
+    return Path(_scratch().name) if os.environ.get('IN_TEST') else _root() or Path.cwd()
+
 
 def results_dir(
-    experiment, # name of the experiment, a folder name
-) -> Path:      # <repository>/results/<experiment>; outside a checkout <current folder>/results/<experiment>; in tests a scratch folder
+    experiment,  # name of the experiment, a folder name
+) -> Path:  # <repository>/results/<experiment>; outside a checkout <current folder>/results/<experiment>; in tests a scratch folder
     "The folder for the results of an experiment; made when missing."
-    path = _home()/'results'/experiment
+    path = _home() / 'results' / experiment
     path.mkdir(parents=True, exist_ok=True)
     return path
 
+
 def places(
-    experiment, # as in `results_dir`
-    out='',     # another folder for the results
-    cache='',   # another folder for what can be used again
-) -> tuple:     # (results, cache): paths; the cache is beside results/
+    experiment,  # as in `results_dir`
+    out='',  # another folder for the results
+    cache='',  # another folder for what can be used again
+) -> tuple:  # (results, cache): paths; the cache is beside results/
     "Where an experiment puts its results, and what it made on the way."
-    return Path(out) if out else results_dir(experiment), Path(cache) if cache else _home()/'cache'
+    return Path(out) if out else results_dir(experiment), Path(
+        cache
+    ) if cache else _home() / 'cache'
 
 # %% ../../nbs/5_measure/05_results.ipynb #d12a33c7
-def provenance() -> dict: # versions: name -> version or None; commit: hash, with -dirty when files outside results/ differ from it, or None
+def provenance() -> (
+    dict
+):  # versions: name -> version or None; commit: hash, with -dirty when files outside results/ differ from it, or None
     "Versions of Python and the main packages, and the git commit of the checkout, if there is one."
+
     def installed(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    names = ['dreamda', 'torch', 'diffusers', 'transformers', 'timm', 'scikit-learn', 'numpy', 'scipy']
-    def git(*args): return subprocess.run(['git', *args], cwd=_root(), capture_output=True, text=True)
-    try: commit = git('rev-parse', '--verify', 'HEAD').stdout.strip() or None if _root() else None
-    except OSError: commit = None                                          # no git on this machine
-    if commit and git('diff', '--quiet', 'HEAD', '--', '.', ':!results').returncode: commit += '-dirty'
-    return dict(versions={'python': platform.python_version(), **{n: installed(n) for n in names}}, commit=commit)
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    names = [
+        'dreamda',
+        'torch',
+        'diffusers',
+        'transformers',
+        'timm',
+        'scikit-learn',
+        'numpy',
+        'scipy',
+    ]
+
+    def git(*args):
+        return subprocess.run(['git', *args], cwd=_root(), capture_output=True, text=True)
+
+    try:
+        commit = git('rev-parse', '--verify', 'HEAD').stdout.strip() or None if _root() else None
+    except OSError:
+        commit = None  # no git on this machine
+    if commit and git('diff', '--quiet', 'HEAD', '--', '.', ':!results').returncode:
+        commit += '-dirty'
+    return dict(
+        versions={'python': platform.python_version(), **{n: installed(n) for n in names}},
+        commit=commit,
+    )
+
 
 def command(
-    notebook, # name of an experiment of this repository
-    values,   # the variables of its kernel: `globals()`
-) -> str:     # with every parameter that is not the notebook's own, but for where things are kept and how many processes work; a folder of images by its name
+    notebook,  # name of an experiment of this repository
+    values,  # the variables of its kernel: `globals()`
+) -> str:  # with every parameter that is not the notebook's own, but for where things are kept and how many processes work; a folder of images by its name
     "The call of papermill that repeats a run. Outside a checkout without parameters."
-    path, own = (_root() or Path.cwd())/'nbs'/f'{notebook}.ipynb', {}
+    path, own = (_root() or Path.cwd()) / 'nbs' / f'{notebook}.ipynb', {}
     if path.exists():
-        cell = next(''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if 'parameters' in c['metadata'].get('tags', ()))
+        cell = next(
+            ''.join(c['source'])
+            for c in json.loads(path.read_text(encoding='utf-8'))['cells']
+            if 'parameters' in c['metadata'].get('tags', ())
+        )
         own = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse(cell).body}
-    changed = {k: Path(values[k]).name if k == 'data' else values[k] for k, v in own.items() if values[k] != v and k not in ('out', 'cache', 'workers')}
-    return ' '.join([f'papermill nbs/{notebook}.ipynb out.ipynb', *(f'-p {k} {shlex.quote(str(v))}' for k, v in changed.items())])
+    changed = {
+        k: Path(values[k]).name if k == 'data' else values[k]
+        for k, v in own.items()
+        if values[k] != v and k not in ('out', 'cache', 'workers')
+    }
+    return ' '.join(
+        [
+            f'papermill nbs/{notebook}.ipynb out.ipynb',
+            *(f'-p {k} {shlex.quote(str(v))}' for k, v in changed.items()),
+        ]
+    )
+
 
 def save_results(
-    path,          # where, without an ending: results_dir('accuracy')/'table3'
-    frame=None,    # DataFrame for <path>.csv; its index is written when it has a name
-    figure=None,   # matplotlib figure for <path>.png
-    **settings,    # for <path>.json: parameters, seeds, sample counts
-) -> list:         # the paths written
+    path,  # where, without an ending: results_dir('accuracy')/'table3'
+    frame=None,  # DataFrame for <path>.csv; its index is written when it has a name
+    figure=None,  # matplotlib figure for <path>.png
+    **settings,  # for <path>.json: parameters, seeds, sample counts
+) -> list:  # the paths written
     "Writes <path>.csv, <path>.png and <path>.json (settings, versions, commit), each whole or not at all."
     at = lambda end: Path(path).with_name(Path(path).name + end)
     at('').parent.mkdir(parents=True, exist_ok=True)
-    plain = lambda o: o.tolist() if hasattr(o, 'tolist') else asdict(o) if is_dataclass(o) else str(o) # numpy, torch; a setup or a method; else as text
+    plain = (
+        lambda o: o.tolist() if hasattr(o, 'tolist') else asdict(o) if is_dataclass(o) else str(o)
+    )  # numpy, torch; a setup or a method; else as text
     text = json.dumps(dict(settings=settings, **provenance()), indent=1, default=plain)
     todo = {'.json': lambda p: p.write_text(text + '\n', encoding='utf-8')}
-    if figure is not None: todo = {'.png': lambda p: figure.savefig(p, format='png', dpi=150, bbox_inches='tight'), **todo}
-    if frame is not None: todo = {'.csv': lambda p: frame.to_csv(p, index=frame.index.names != [None]), **todo}
-    for end, write in todo.items(): write_whole(at(end), write)
+    if figure is not None:
+        todo = {
+            '.png': lambda p: figure.savefig(p, format='png', dpi=150, bbox_inches='tight'),
+            **todo,
+        }
+    if frame is not None:
+        todo = {'.csv': lambda p: frame.to_csv(p, index=frame.index.names != [None]), **todo}
+    for end, write in todo.items():
+        write_whole(at(end), write)
     return [at(end) for end in todo]
