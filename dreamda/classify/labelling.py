@@ -33,10 +33,11 @@ from dreamda.classify.training import (
     training_device,
     transform_for,
 )
-from ..data.images import Images, stack, write_whole
+from ..data.images import Images, stack
 from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
 from ..measure.metrics import extract
 from ..measure.results import grid
+from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #b26e6ad8
 def relabelled(
@@ -283,7 +284,7 @@ def train(
         return fit(model, real, **settings), None
     model, table = LABELLERS[labels](model, real, synthetic, **settings)
     if out is not None:
-        write_whole(Path(out), lambda p: table.to_csv(p, index=False))
+        write_atomic(Path(out), lambda p: table.to_csv(p, index=False))
     return model, table
 
 # %% ../../nbs/4_classify/07_labelling.ipynb #71d034e4

@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomChoice
 from tqdm.auto import tqdm
 
-from ..data.images import Images, stack, write_whole
+from ..data.images import Images, stack
+from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/04_training.ipynb #516f0f78
 @contextmanager
@@ -489,7 +490,7 @@ def train_loop(
                 best=best,
                 parts={name: part.state_dict() for name, part in parts.items()},
             )
-            write_whole(Path(checkpoint), lambda path: torch.save(state, path))
+            write_atomic(Path(checkpoint), lambda path: torch.save(state, path))
     bar.close()
     if best:
         result.load_state_dict(best['state'])

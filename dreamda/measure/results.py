@@ -26,7 +26,7 @@ import pandas as pd
 import seaborn as sns
 from scipy import stats
 
-from ..data.images import write_whole
+from ..utils import write_atomic
 
 # %% ../../nbs/5_measure/05_results.ipynb #266ceb60
 def interval(
@@ -398,5 +398,5 @@ def save_results(
     if frame is not None:
         todo = {'.csv': lambda p: frame.to_csv(p, index=frame.index.names != [None]), **todo}
     for end, write in todo.items():
-        write_whole(at(end), write)
+        write_atomic(at(end), write)
     return [at(end) for end in todo]
