@@ -23,8 +23,8 @@ from timm.data import resolve_model_data_config
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
+from ..data.grid import grid
 from ..diffusion.pipeline import OWN, load_clip, model_folder
-from .results import grid
 from ..utils import default_device, write_atomic
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #b54d882e
