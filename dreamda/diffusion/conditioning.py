@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import Images, write_whole
+from ..data.images import Images
 from dreamda.diffusion.pipeline import (
     Clip,
     Conditioning,
@@ -29,6 +29,7 @@ from dreamda.diffusion.pipeline import (
     to_tensor,
 )
 from .sampler import draw, make_generator, predict
+from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #6ab02aed
 def encode_tokens(
@@ -247,7 +248,7 @@ def learn(
             for n, e in zip(part, made):
                 found[n] = e
                 if folder:
-                    write_whole(
+                    write_atomic(
                         paths[n], lambda p: save_file(dict(embedding=e.contiguous().cpu()), p)
                     )
     like = next(iter(found.values()))

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data.images import write_whole
 from .pipeline import Conditioning
 from dreamda.diffusion.sampler import (
     Prediction,
@@ -26,6 +25,7 @@ from dreamda.diffusion.sampler import (
     draw,
     predict,
 )
+from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/04_inversion.ipynb #55f7ddb6
 def noise_start(
@@ -192,7 +192,7 @@ class Inversions:
                 found[i] = dict(latents=made.latents[k]) | (
                     {} if made.noises is None else dict(noises=made.noises[:, k])
                 )
-                write_whole(
+                write_atomic(
                     paths[i],
                     lambda p: save_file({n: v.contiguous().cpu() for n, v in found[i].items()}, p),
                 )

@@ -23,9 +23,9 @@ from timm.data import resolve_model_data_config
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..data.images import write_whole
-from ..diffusion.pipeline import OWN, default_device, load_clip, model_folder
-from .results import grid
+from ..data.grid import grid
+from ..diffusion.pipeline import OWN, load_clip, model_folder
+from ..utils import default_device, write_atomic
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #b54d882e
 def extract(
@@ -138,7 +138,7 @@ def cached_features(
     if not path.exists():
         found = extract(load_features(name, device), images).astype(np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda p: save_file(dict(features=found), p))
+        write_atomic(path, lambda p: save_file(dict(features=found), p))
     return load_file(path)['features'].astype(np.float64)
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #8a1ceffe

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['results_dir', 'experiment_dirs', 'provenance', 'command', 'to_json', 'save_results']
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #4d238b7f
+# %% ../../nbs/5_measure/04_provenance.ipynb #6c23978d
 import ast
 import json
 import os
@@ -19,9 +19,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..data.images import write_whole
+from ..utils import write_atomic
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #6fe6b557
+# %% ../../nbs/5_measure/04_provenance.ipynb #ef86555a
 @cache
 def _scratch():
     return tempfile.TemporaryDirectory(prefix='dreamda-')  # removed when the process ends
@@ -42,7 +42,7 @@ def _root():
 def _home():
     return Path(_scratch().name) if os.environ.get('IN_TEST') else _root() or Path.cwd()
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #b5167599
+# %% ../../nbs/5_measure/04_provenance.ipynb #e0c87d84
 def results_dir(
     experiment,  # name of the experiment, a folder name
 ) -> Path:  # <repository>/results/<experiment>; outside a checkout below the current folder
@@ -61,7 +61,7 @@ def experiment_dirs(
     results = Path(out) if out else results_dir(experiment)
     return results, Path(cache) if cache else _home() / 'cache'
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #b486b620
+# %% ../../nbs/5_measure/04_provenance.ipynb #476fcb97
 _PACKAGES = (
     'dreamda',
     'torch',
@@ -103,7 +103,7 @@ def provenance() -> dict:  # versions: name -> version or None; commit: hash or 
     versions = {'python': platform.python_version(), **{n: _installed(n) for n in _PACKAGES}}
     return dict(versions=versions, commit=_commit())
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #fe512394
+# %% ../../nbs/5_measure/04_provenance.ipynb #40e09991
 def _defaults(notebook):
     "The parameters of an experiment notebook with their defaults; {} outside a checkout."
     path = (_root() or Path.cwd()) / 'nbs' / f'{notebook}.ipynb'
@@ -127,7 +127,7 @@ def command(
             words.append(f'-p {name} {shlex.quote(str(value))}')
     return ' '.join(words)
 
-# %% ../../nbs/5_measure/04_provenance.ipynb #8c74b294
+# %% ../../nbs/5_measure/04_provenance.ipynb #39b70f6e
 def to_json(
     value,  # numbers, text, lists, dicts, dataclasses, numpy or torch; anything else as its text
 ) -> str:
@@ -159,5 +159,5 @@ def save_results(
     written = []
     for ending, write in reversed(writers.items()):
         written.append(path.with_name(path.name + ending))
-        write_whole(written[-1], write)
+        write_atomic(written[-1], write)
     return written

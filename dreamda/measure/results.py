@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SETTING_COLUMNS', 'RUN_COLUMNS', 'summarize', 'show', 'load_runs', 'load_summary', 'save_runs', 'lookup']
 
-# %% ../../nbs/5_measure/05_results.ipynb #ea4beef9
+# %% ../../nbs/5_measure/05_results.ipynb #59bfa324
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..data.images import write_whole
+from ..utils import write_atomic
 from .provenance import provenance, save_results, to_json
 from dreamda.measure.statistics import (
     holm,
@@ -23,14 +23,14 @@ from dreamda.measure.statistics import (
     verdict,
 )
 
-# %% ../../nbs/5_measure/05_results.ipynb #f37a11c0
+# %% ../../nbs/5_measure/05_results.ipynb #24edbe5d
 SCHEMA = 1
 SETTING_COLUMNS = ('data', 'per_class', 'regime', 'updates')
 RUN_COLUMNS = (*SETTING_COLUMNS, 'method', 'seed', 'accuracy', 'correct')
 _GROUP_COLUMNS = (*SETTING_COLUMNS, 'classifier')  # the last only where it varies
 _ESTIMATES = 'n accuracy low high against gain gain_low gain_high p_holm'.split()
 
-# %% ../../nbs/5_measure/05_results.ipynb #19ea31e8
+# %% ../../nbs/5_measure/05_results.ipynb #68cf3fce
 def _correctness(
     texts,  # one text for each training, with a letter for each test image
 ):  # (S,N) 1 right, 0 wrong, NaN not held out
@@ -39,7 +39,7 @@ def _correctness(
     letters = np.array([list(t) for t in texts])
     return np.where(letters == '.', np.nan, letters == 'T')
 
-# %% ../../nbs/5_measure/05_results.ipynb #214c7a63
+# %% ../../nbs/5_measure/05_results.ipynb #413346df
 def _by_method(runs):
     "Of one group of runs, the results of each method, seeds in order: (S,N), or (S,) accuracies."
     if runs.duplicated(['method', 'seed']).any():
@@ -53,7 +53,7 @@ def _by_method(runs):
     rows = {m: runs[runs.method == m] for m in methods}
     return {m: _correctness(r.correct) if per_image else r.accuracy.values for m, r in rows.items()}
 
-# %% ../../nbs/5_measure/05_results.ipynb #c93e105d
+# %% ../../nbs/5_measure/05_results.ipynb #fbab85a9
 def _estimate(results, level):
     "Mean, low, high and p-value; for (S,N) results over splits and test images."
     if results.ndim == 2:
@@ -70,7 +70,7 @@ def _compare(results, method, against, level):
         gain = _estimate(results[method] - results[against], level)
     return row | dict(zip(('gain', 'gain_low', 'gain_high', 'p_holm'), gain))
 
-# %% ../../nbs/5_measure/05_results.ipynb #a9dde9bf
+# %% ../../nbs/5_measure/05_results.ipynb #97dc483a
 def summarize(
     runs,  # DataFrame with columns method, seed, accuracy; more of RUN_COLUMNS where known
     against='Original',  # the method, or list of methods, that the others are compared with
@@ -100,7 +100,7 @@ def summarize(
     table['p_holm'] = table.groupby('against').p_holm.transform(lambda p: holm(p))
     return table
 
-# %% ../../nbs/5_measure/05_results.ipynb #2dff7a85
+# %% ../../nbs/5_measure/05_results.ipynb #e5c8e728
 def _with_interval(form, mean, low, high):
     "Percent with its interval as text; empty where there is no value."
     if np.isnan(mean):
@@ -130,7 +130,7 @@ def show(
     keys = [*varying, 'method']
     return pd.concat([table[keys].reset_index(drop=True), shown], axis=1).set_index(keys)
 
-# %% ../../nbs/5_measure/05_results.ipynb #02b661eb
+# %% ../../nbs/5_measure/05_results.ipynb #5a9e9bce
 def _read(path):
     "A csv file, in which only numeric columns have missing values."
     frame = pd.read_csv(path, keep_default_na=False, na_values=[''], dtype={'correct': str})
@@ -151,7 +151,7 @@ def load_summary(
     "The summary of an experiment."
     return _read(Path(folder) / 'summary.csv')
 
-# %% ../../nbs/5_measure/05_results.ipynb #f22ad8c1
+# %% ../../nbs/5_measure/05_results.ipynb #a4a75c36
 def _merged(old, new):
     "Runs with those of the same settings replaced."
     groups = [c for c in _GROUP_COLUMNS if c in new]
@@ -185,14 +185,14 @@ def save_runs(
         record = json.loads((folder / 'runs.json').read_text(encoding='utf-8'))
     record['runs'][f'{data}, {regime}'] = dict(settings=settings, **provenance())
     text = to_json(record)
-    write_whole(folder / 'runs.csv', lambda p: runs.to_csv(p, index=False))
-    write_whole(folder / 'summary.csv', lambda p: summary.to_csv(p, index=False))
+    write_atomic(folder / 'runs.csv', lambda p: runs.to_csv(p, index=False))
+    write_atomic(folder / 'summary.csv', lambda p: summary.to_csv(p, index=False))
     if figure is not None:
         save_results(folder / data, figure=figure, **settings)
-    write_whole(folder / 'runs.json', lambda p: p.write_text(text, encoding='utf-8'))
+    write_atomic(folder / 'runs.json', lambda p: p.write_text(text, encoding='utf-8'))
     return summary
 
-# %% ../../nbs/5_measure/05_results.ipynb #48ac4496
+# %% ../../nbs/5_measure/05_results.ipynb #7a06bac1
 def lookup(
     path,  # of a csv file
     column,  # the one to read
