@@ -47,7 +47,7 @@ from dreamda.diffusion.sampler import (
     reverse,
     to_prediction,
 )
-from dreamda.measure.results import provenance, results_dir
+from dreamda.measure.provenance import provenance, results_dir
 
 GUIDANCE, KIND = 7.5, 'cat'
 

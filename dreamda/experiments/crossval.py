@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNTHETIC', 'ARMS', 'Run', 'load_run', 'leak', 'folds', 'fold_count', 'fold_parts', 'Recipe', 'train_arm', 'trial',
            'evaluate', 'estimate_gain', 'over', 'trial_table', 'say_verdict', 'per_class', 'training_seconds', 'judge',
-           'features_of', 'measure_run']
+           'dataset_features', 'measure_run']
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #c9d1d6b2
 import json
@@ -24,20 +24,19 @@ from ..diffusion.methods import read_method
 from ..diffusion.pipeline import load_clip
 from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata
+from ..measure.features import extract, load_features
 from dreamda.measure.metrics import (
     between_halves,
     clip_score,
     distance_to_seed,
     diversity,
-    extract,
     fid,
     kid,
-    load_features,
     mmd,
     nearest,
     precision_recall,
 )
-from ..measure.results import crossed, did_it_help, interval
+from ..measure.statistics import two_way_interval, did_it_help, interval
 from ..utils import parallel_map, short_hash, write_atomic
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #02c22809
@@ -286,7 +285,7 @@ def estimate_gain(
     k = frame.fold.nunique()
     if k == 1:
         hits = _hits(frame, method)
-        return crossed(hits - _hits(frame, baseline) if baseline else hits, level)
+        return two_way_interval(hits - _hits(frame, baseline) if baseline else hits, level)
     by = (
         frame.assign(hit=frame.truth == frame.predicted)
         .groupby(['method', 'seed', 'fold'])
@@ -413,7 +412,7 @@ def judge(
     return len(made), right(made), len(test), right(test)
 
 
-def features_of(
+def dataset_features(
     features,  # see `load_features`
     images: Images,
     size: int,  # side of the images, in pixels
@@ -447,9 +446,9 @@ def measure_run(
         run.record['run']['image_size'],
         load_features(features),
     )
-    given, fake = features_of(model, run.given, size), features_of(model, made, size)
+    given, fake = dataset_features(model, run.given, size), dataset_features(model, made, size)
     real, seeds, index = (
-        features_of(model, run.held, size) if run.held else given,
+        dataset_features(model, run.held, size) if run.held else given,
         [run.seeds[i] for i in at],
         {k: i for i, k in enumerate(run.given.keys)},
     )
@@ -483,7 +482,7 @@ def measure_run(
         m, texts = load_clip(clip), sorted({run.prompts[i] for i in at})
         found = dict(zip(texts, m.text_features(texts).cpu().numpy()))
         return clip_score(
-            features_of(m.features, made, size), np.stack([found[run.prompts[i]] for i in at])
+            dataset_features(m.features, made, size), np.stack([found[run.prompts[i]] for i in at])
         )
 
     measure('label_preservation', label)

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SETTING_COLUMNS', 'RUN_COLUMNS', 'summarize', 'show', 'load_runs', 'load_summary', 'save_runs', 'lookup']
 
-# %% ../../nbs/5_measure/05_results.ipynb #59bfa324
+# %% ../../nbs/5_measure/05_results.ipynb #8a7f8005
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..utils import write_atomic
 from .provenance import provenance, save_results, to_json
 from dreamda.measure.statistics import (
     holm,
@@ -22,15 +21,16 @@ from dreamda.measure.statistics import (
     two_way_p_value,
     verdict,
 )
+from ..utils import write_atomic
 
-# %% ../../nbs/5_measure/05_results.ipynb #24edbe5d
+# %% ../../nbs/5_measure/05_results.ipynb #24f3f68a
 SCHEMA = 1
 SETTING_COLUMNS = ('data', 'per_class', 'regime', 'updates')
 RUN_COLUMNS = (*SETTING_COLUMNS, 'method', 'seed', 'accuracy', 'correct')
-_GROUP_COLUMNS = (*SETTING_COLUMNS, 'classifier')  # the last only where it varies
+_GROUP_COLUMNS = (*SETTING_COLUMNS, 'study', 'classifier')  # the last two only where they vary
 _ESTIMATES = 'n accuracy low high against gain gain_low gain_high p_holm'.split()
 
-# %% ../../nbs/5_measure/05_results.ipynb #68cf3fce
+# %% ../../nbs/5_measure/05_results.ipynb #7233fe7f
 def _correctness(
     texts,  # one text for each training, with a letter for each test image
 ):  # (S,N) 1 right, 0 wrong, NaN not held out
@@ -39,7 +39,7 @@ def _correctness(
     letters = np.array([list(t) for t in texts])
     return np.where(letters == '.', np.nan, letters == 'T')
 
-# %% ../../nbs/5_measure/05_results.ipynb #413346df
+# %% ../../nbs/5_measure/05_results.ipynb #d5a53b9a
 def _by_method(runs):
     "Of one group of runs, the results of each method, seeds in order: (S,N), or (S,) accuracies."
     if runs.duplicated(['method', 'seed']).any():
@@ -53,7 +53,7 @@ def _by_method(runs):
     rows = {m: runs[runs.method == m] for m in methods}
     return {m: _correctness(r.correct) if per_image else r.accuracy.values for m, r in rows.items()}
 
-# %% ../../nbs/5_measure/05_results.ipynb #fbab85a9
+# %% ../../nbs/5_measure/05_results.ipynb #ff09a57f
 def _estimate(results, level):
     "Mean, low, high and p-value; for (S,N) results over splits and test images."
     if results.ndim == 2:
@@ -70,37 +70,35 @@ def _compare(results, method, against, level):
         gain = _estimate(results[method] - results[against], level)
     return row | dict(zip(('gain', 'gain_low', 'gain_high', 'p_holm'), gain))
 
-# %% ../../nbs/5_measure/05_results.ipynb #97dc483a
+# %% ../../nbs/5_measure/05_results.ipynb #9d52ce54
 def summarize(
     runs,  # DataFrame with columns method, seed, accuracy; more of RUN_COLUMNS where known
     against='Original',  # the method, or list of methods, that the others are compared with
     level=0.95,  # as in `interval`
 ) -> pd.DataFrame:  # as summary.csv; gains of a method over itself are NaN
-    """One row per method and rival. Holm's correction is over all rows with the same rival.
+    """One row per method and rival. Holm's correction is over the rows with the same rival.
 
-    With `correct`, intervals are over splits and test images, else over splits alone.
-    Raises `ValueError` for missing or repeated runs, or where a rival was not run.
+    A group of runs without a rival has no rows for it. With `correct`, intervals are over splits
+    and test images, else over splits alone.
+    Raises `ValueError` for missing or repeated runs, or a rival that no group has.
     """
     if lacks := {'method', 'seed', 'accuracy'} - set(runs.columns):
         raise ValueError(f'the runs lack the columns {sorted(lacks)}')
     rivals = [against] if isinstance(against, str) else list(against)
     groups = [c for c in _GROUP_COLUMNS if c in runs]
+    if absent := [r for r in rivals if r not in set(runs.method)]:
+        raise ValueError(f'{absent[0]!r} is not among the methods {list(runs.method.unique())}')
     rows = []
     for key, part in runs.groupby(groups, sort=False) if groups else [((), runs)]:
-        results = _by_method(part)
-        if absent := [r for r in rivals if r not in results]:
-            raise ValueError(f'{absent[0]!r} is not among the methods {list(results)}')
-        named = dict(zip(groups, key))
-        rows += [
-            dict(**named, method=m, **_compare(results, m, r, level))
-            for r in rivals
-            for m in results
-        ]
+        results, named = _by_method(part), dict(zip(groups, key))
+        for rival in [r for r in rivals if r in results]:
+            rows += [dict(**named, method=m, **_compare(results, m, rival, level)) for m in results]
     table = pd.DataFrame(rows)[[*groups, 'method', *_ESTIMATES]]
-    table['p_holm'] = table.groupby('against').p_holm.transform(lambda p: holm(p))
+    family = [c for c in ('study', 'against') if c in table]
+    table['p_holm'] = table.groupby(family).p_holm.transform(lambda p: holm(p))
     return table
 
-# %% ../../nbs/5_measure/05_results.ipynb #e5c8e728
+# %% ../../nbs/5_measure/05_results.ipynb #785e8eff
 def _with_interval(form, mean, low, high):
     "Percent with its interval as text; empty where there is no value."
     if np.isnan(mean):
@@ -130,7 +128,7 @@ def show(
     keys = [*varying, 'method']
     return pd.concat([table[keys].reset_index(drop=True), shown], axis=1).set_index(keys)
 
-# %% ../../nbs/5_measure/05_results.ipynb #5a9e9bce
+# %% ../../nbs/5_measure/05_results.ipynb #22df5daf
 def _read(path):
     "A csv file, in which only numeric columns have missing values."
     frame = pd.read_csv(path, keep_default_na=False, na_values=[''], dtype={'correct': str})
@@ -151,7 +149,7 @@ def load_summary(
     "The summary of an experiment."
     return _read(Path(folder) / 'summary.csv')
 
-# %% ../../nbs/5_measure/05_results.ipynb #a4a75c36
+# %% ../../nbs/5_measure/05_results.ipynb #a17dae6e
 def _merged(old, new):
     "Runs with those of the same settings replaced."
     groups = [c for c in _GROUP_COLUMNS if c in new]
@@ -167,7 +165,7 @@ def _merged(old, new):
 def save_runs(
     folder,  # results/<experiment>
     runs,  # DataFrame with RUN_COLUMNS, of one data set and regime
-    against='Original',  # as in `summarize`
+    against='Original',  # as in `summarize`; rivals of runs saved before are kept
     figure=None,  # matplotlib figure for <data>.png
     **settings,  # for runs.json: command, parameters, seeds
 ) -> pd.DataFrame:  # the summary of all runs in the folder
@@ -179,10 +177,12 @@ def save_runs(
     data, regime = runs.data.iloc[0], runs.regime.iloc[0]
     if (folder / 'runs.csv').exists():
         runs = _merged(load_runs(folder), runs)
-    summary = summarize(runs, against)
-    record = dict(schema=SCHEMA, runs={})
+    record = dict(schema=SCHEMA, against=[], runs={})
     if (folder / 'runs.json').exists():
         record = json.loads((folder / 'runs.json').read_text(encoding='utf-8'))
+    rivals = [against] if isinstance(against, str) else against
+    record['against'] = list(dict.fromkeys([*record['against'], *rivals]))
+    summary = summarize(runs, record['against'])
     record['runs'][f'{data}, {regime}'] = dict(settings=settings, **provenance())
     text = to_json(record)
     write_atomic(folder / 'runs.csv', lambda p: runs.to_csv(p, index=False))
@@ -192,7 +192,7 @@ def save_runs(
     write_atomic(folder / 'runs.json', lambda p: p.write_text(text, encoding='utf-8'))
     return summary
 
-# %% ../../nbs/5_measure/05_results.ipynb #7a06bac1
+# %% ../../nbs/5_measure/05_results.ipynb #6dcc3f0a
 def lookup(
     path,  # of a csv file
     column,  # the one to read
