@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'SETTING_COLUMNS', 'RUN_COLUMNS', 'summarize', 'show', 'load_runs', 'load_summary', 'save_runs', 'lookup']
 
-# %% ../../nbs/5_measure/05_results.ipynb #8a7f8005
+# %% ../../nbs/5_measure/05_results.ipynb #4569a69d
 import json
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from dreamda.measure.statistics import (
 )
 from ..utils import write_atomic
 
-# %% ../../nbs/5_measure/05_results.ipynb #24f3f68a
+# %% ../../nbs/5_measure/05_results.ipynb #1d2de6d3
 SCHEMA = 1
 SETTING_COLUMNS = ('data', 'per_class', 'regime', 'updates')
 RUN_COLUMNS = (*SETTING_COLUMNS, 'method', 'seed', 'accuracy', 'correct')
 _GROUP_COLUMNS = (*SETTING_COLUMNS, 'study', 'classifier')  # the last two only where they vary
 _ESTIMATES = 'n accuracy low high against gain gain_low gain_high p_holm'.split()
 
-# %% ../../nbs/5_measure/05_results.ipynb #7233fe7f
+# %% ../../nbs/5_measure/05_results.ipynb #aded8344
 def _correctness(
     texts,  # one text for each training, with a letter for each test image
 ):  # (S,N) 1 right, 0 wrong, NaN not held out
@@ -39,7 +39,7 @@ def _correctness(
     letters = np.array([list(t) for t in texts])
     return np.where(letters == '.', np.nan, letters == 'T')
 
-# %% ../../nbs/5_measure/05_results.ipynb #d5a53b9a
+# %% ../../nbs/5_measure/05_results.ipynb #39e7bd69
 def _by_method(runs):
     "Of one group of runs, the results of each method, seeds in order: (S,N), or (S,) accuracies."
     if runs.duplicated(['method', 'seed']).any():
@@ -53,7 +53,7 @@ def _by_method(runs):
     rows = {m: runs[runs.method == m] for m in methods}
     return {m: _correctness(r.correct) if per_image else r.accuracy.values for m, r in rows.items()}
 
-# %% ../../nbs/5_measure/05_results.ipynb #ff09a57f
+# %% ../../nbs/5_measure/05_results.ipynb #0bfdda27
 def _estimate(results, level):
     "Mean, low, high and p-value; for (S,N) results over splits and test images."
     if results.ndim == 2:
@@ -70,7 +70,7 @@ def _compare(results, method, against, level):
         gain = _estimate(results[method] - results[against], level)
     return row | dict(zip(('gain', 'gain_low', 'gain_high', 'p_holm'), gain))
 
-# %% ../../nbs/5_measure/05_results.ipynb #9d52ce54
+# %% ../../nbs/5_measure/05_results.ipynb #17d112f1
 def summarize(
     runs,  # DataFrame with columns method, seed, accuracy; more of RUN_COLUMNS where known
     against='Original',  # the method, or list of methods, that the others are compared with
@@ -98,7 +98,7 @@ def summarize(
     table['p_holm'] = table.groupby(family).p_holm.transform(lambda p: holm(p))
     return table
 
-# %% ../../nbs/5_measure/05_results.ipynb #785e8eff
+# %% ../../nbs/5_measure/05_results.ipynb #5169c9db
 def _with_interval(form, mean, low, high):
     "Percent with its interval as text; empty where there is no value."
     if np.isnan(mean):
@@ -128,7 +128,7 @@ def show(
     keys = [*varying, 'method']
     return pd.concat([table[keys].reset_index(drop=True), shown], axis=1).set_index(keys)
 
-# %% ../../nbs/5_measure/05_results.ipynb #22df5daf
+# %% ../../nbs/5_measure/05_results.ipynb #ce95ee2c
 def _read(path):
     "A csv file, in which only numeric columns have missing values."
     frame = pd.read_csv(path, keep_default_na=False, na_values=[''], dtype={'correct': str})
@@ -149,7 +149,7 @@ def load_summary(
     "The summary of an experiment."
     return _read(Path(folder) / 'summary.csv')
 
-# %% ../../nbs/5_measure/05_results.ipynb #a17dae6e
+# %% ../../nbs/5_measure/05_results.ipynb #50d39b9d
 def _merged(old, new):
     "Runs with those of the same settings replaced."
     groups = [c for c in _GROUP_COLUMNS if c in new]
@@ -164,7 +164,7 @@ def _merged(old, new):
 
 def save_runs(
     folder,  # results/<experiment>
-    runs,  # DataFrame with RUN_COLUMNS, of one data set and regime
+    runs,  # DataFrame with RUN_COLUMNS, of one data set, regime and study
     against='Original',  # as in `summarize`; rivals of runs saved before are kept
     figure=None,  # matplotlib figure for <data>.png
     **settings,  # for runs.json: command, parameters, seeds
@@ -174,7 +174,7 @@ def save_runs(
         raise ValueError(f'the runs lack the columns {lacks}')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data, regime = runs.data.iloc[0], runs.regime.iloc[0]
+    name = ', '.join(runs[c].iloc[0] for c in ('data', 'regime', 'study') if c in runs)
     if (folder / 'runs.csv').exists():
         runs = _merged(load_runs(folder), runs)
     record = dict(schema=SCHEMA, against=[], runs={})
@@ -183,16 +183,16 @@ def save_runs(
     rivals = [against] if isinstance(against, str) else against
     record['against'] = list(dict.fromkeys([*record['against'], *rivals]))
     summary = summarize(runs, record['against'])
-    record['runs'][f'{data}, {regime}'] = dict(settings=settings, **provenance())
+    record['runs'][name] = dict(settings=settings, **provenance())
     text = to_json(record)
     write_atomic(folder / 'runs.csv', lambda p: runs.to_csv(p, index=False))
     write_atomic(folder / 'summary.csv', lambda p: summary.to_csv(p, index=False))
     if figure is not None:
-        save_results(folder / data, figure=figure, **settings)
+        save_results(folder / runs.data.iloc[-1], figure=figure, **settings)
     write_atomic(folder / 'runs.json', lambda p: p.write_text(text, encoding='utf-8'))
     return summary
 
-# %% ../../nbs/5_measure/05_results.ipynb #6dcc3f0a
+# %% ../../nbs/5_measure/05_results.ipynb #e458d7ca
 def lookup(
     path,  # of a csv file
     column,  # the one to read
