@@ -130,7 +130,7 @@ def _first_process():
 def _note(out, data, start, **about):  # a line of history.jsonl
     if not _first_process():
         return
-    from dreamda.diffusion.pipeline import default_device
+    from dreamda.diffusion.checkpoints import default_device
 
     where = os.path.relpath(data, out) if Path(data).exists() else str(data)
     line = dict(

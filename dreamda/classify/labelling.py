@@ -34,7 +34,7 @@ from dreamda.classify.training import (
     transform_for,
 )
 from ..data.images import Images, stack, write_whole
-from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
+from ..diffusion.clip import TEMPLATE, fill_template, load_clip
 from ..measure.metrics import extract
 from ..measure.results import grid
 

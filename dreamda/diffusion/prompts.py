@@ -22,7 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.images import write_whole
-from .pipeline import TEMPLATE, default_device, fill_template
+from .checkpoints import default_device
+from .clip import TEMPLATE, fill_template
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #a221435b
 MAX_CHARS = 400  # of a prompt; CLIP reads 77 tokens, about 350 characters

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.images import Images, fit_square
 from ..diffusion.methods import Method, generate
-from ..diffusion.pipeline import image_size
+from ..diffusion.latents import image_size
 from .expand import expand
 from ..measure.results import grid
 

@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from filelock import FileLock, Timeout
 
 from ..data.images import Images, write_whole
-from ..diffusion.pipeline import default_device
+from ..diffusion.checkpoints import default_device
 
 # %% ../../nbs/3_expansion/01_record.ipynb #80f528cd
 def short_hash(value) -> str:  # of what json can write
