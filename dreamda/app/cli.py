@@ -130,7 +130,7 @@ def _first_process():
 def _note(out, data, start, **about):  # a line of history.jsonl
     if not _first_process():
         return
-    from dreamda.diffusion.checkpoints import default_device
+    from dreamda.utils import default_device
 
     where = os.path.relpath(data, out) if Path(data).exists() else str(data)
     line = dict(
@@ -525,10 +525,10 @@ def label(
 def _write(path, **facts):
     from dataclasses import asdict, is_dataclass
 
-    from dreamda.data.images import write_whole
     from dreamda.measure.results import provenance
+    from dreamda.utils import write_atomic
 
-    write_whole(
+    write_atomic(
         path,
         lambda p: p.write_text(
             json.dumps(

@@ -18,9 +18,10 @@ import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
-from ..data.images import Images, load_data, write_whole
+from ..data.images import Images, load_data
 from ..expansion.record import load_synthetic, read_metadata
 from ..experiments.crossval import SYNTHETIC, per_class
+from ..utils import write_atomic
 
 # %% ../../nbs/7_app/03_report.ipynb #a49b2457
 CLASSES, VARIANTS, EACH = 12, 8, 12  # classes shown, variants of a seed, images of a kind
@@ -387,5 +388,5 @@ def write_page(
         Path(output or Path(out) / 'report.html'),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, lambda p: p.write_text(page, encoding='utf-8'))
+    write_atomic(output, lambda p: p.write_text(page, encoding='utf-8'))
     return output

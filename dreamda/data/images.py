@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'DIGITS', 'EXTENSIONS', 'read_image', 'Images', 'load_digits', 'load_folder', 'Source', 'load_stl10',
-           'load_parts', 'load_data', 'scarce_split', 'fit_square', 'stack', 'write_whole', 'write_folder']
+           'load_parts', 'load_data', 'scarce_split', 'fit_square', 'stack', 'write_folder']
 
 # %% ../../nbs/1_data/01_images.ipynb #d30ad121
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,19 +356,6 @@ def stack(
     for i in tqdm(range(len(images)), 'decode', leave=False, disable=len(images) < 2000):
         out[i] = torch.from_numpy(np.array(fit_square(images[i][0], size))).permute(2, 0, 1)
     return out
-
-# %% ../../nbs/1_data/01_images.ipynb #1d915bb4
-def write_whole(
-    path: Path,  # of the file
-    write,  # a function of the path to write to
-):
-    "Write a file beside its place and rename it; if writing fails, the old file stays"
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        write(tmp)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/1_data/01_images.ipynb #96079adc
 def write_folder(

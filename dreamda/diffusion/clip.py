@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data.images import Images, stack
-from .checkpoints import BUNDLED_MODELS, default_device, model_folder
+from .checkpoints import BUNDLED_MODELS, model_folder
+from ..utils import default_device
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import Images, write_whole
+from ..data.images import Images
 from .clip import fill_template, load_clip
 from .embeddings import Conditioning, encode_prompts
 from .latents import encode_images, image_size, to_tensor
 from .clip import Clip
 from .sampler import draw, make_generator, predict
+from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/06_conditioning.ipynb #6ab02aed
 def encode_tokens(
@@ -241,7 +242,7 @@ def learn(
             for n, e in zip(part, made):
                 found[n] = e
                 if folder:
-                    write_whole(
+                    write_atomic(
                         paths[n], lambda p: save_file(dict(embedding=e.contiguous().cpu()), p)
                     )
     like = next(iter(found.values()))

@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.images import Images, write_whole
+from ..data.images import Images
 from .inversion import noise_start
 from .methods import METHODS
 from .checkpoints import weights_hash
@@ -29,6 +29,7 @@ from .clip import TEMPLATE, fill_template
 from .embeddings import encode_prompts
 from .latents import encode_images, image_size, to_tensor
 from .sampler import get_timesteps, make_generator, reverse, to_prediction
+from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/10_finetune.ipynb #3973229f
 def p2_weight(
@@ -287,7 +288,7 @@ def save_parts(pipe, own, parts, folder, losses):
     for part in ('text_encoder', 'tokenizer'):
         if part in own:
             own[part].save_pretrained(folder / part)
-    write_whole(
+    write_atomic(
         folder / 'losses.json', lambda p: p.write_text(json.dumps(losses))
     )  # the last: it says that all is there
     (folder / 'checkpoint.pt').unlink(missing_ok=True)
@@ -464,7 +465,7 @@ def train_parts(
                 weights=weights,
                 losses=losses,
             )
-            write_whole(checkpoint, lambda p: torch.save(everything, p))
+            write_atomic(checkpoint, lambda p: torch.save(everything, p))
             last = time.time()
     for p, v in zip(params, weights):
         p.data.copy_(v)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .checkpoints import default_device, find_pickles, model_folder
+from .checkpoints import find_pickles, model_folder
+from ..utils import default_device
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

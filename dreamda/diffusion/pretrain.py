@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ..data.images import write_whole
+from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/11_pretrain.ipynb #a30bfc52
 def train_tokenizer(
@@ -213,7 +213,7 @@ def train(
             saved = {k: o.state_dict() for k, o in state.items()} | dict(
                 step=step + 1, seconds=spent + now - start, run=run
             )
-            write_whole(folder / 'checkpoint.pt', lambda p: torch.save(saved, p))
+            write_atomic(folder / 'checkpoint.pt', lambda p: torch.save(saved, p))
             last = now
         if losses and tenth:
             losses.write(f'{step},{loss.item():.5f},{spent + now - start:.1f}\n')
@@ -467,7 +467,7 @@ def encode_corpus(
             device
         )
         emb = torch.cat([text(i).last_hidden_state.cpu() for i in ids.split(256)])
-        write_whole(
+        write_atomic(
             path,
             lambda p: torch.save(
                 (z, emb, torch.cat([corpus.number[:, v % k].cpu() for v in range(views)])), p

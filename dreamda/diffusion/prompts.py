@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.images import write_whole
-from .checkpoints import default_device
 from .clip import TEMPLATE, fill_template
+from ..utils import default_device, write_atomic
 
 # %% ../../nbs/2_diffusion/05_prompts.ipynb #a221435b
 MAX_CHARS = 400  # of a prompt; CLIP reads 77 tokens, about 350 characters
@@ -373,7 +372,7 @@ def write_prompts(path: str | Path, prompts: dict[str, list[str]]):
     "Write a file of prompts, whole"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda p: p.write_text(_lines(prompts), encoding='utf-8'))
+    write_atomic(path, lambda p: p.write_text(_lines(prompts), encoding='utf-8'))
 
 
 def _lines(prompts):

@@ -23,7 +23,7 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.images import Images, fit_square, write_whole
+from ..data.images import Images, fit_square
 from ..diffusion.conditioning import learn
 from ..diffusion.finetune import finetune
 from ..diffusion.inversion import Inversions
@@ -42,10 +42,10 @@ from dreamda.expansion.record import (
     pack,
     processes,
     read_metadata,
-    short_hash,
     stoppable,
     variant_names,
 )
+from ..utils import short_hash, write_atomic
 
 # %% ../../nbs/3_expansion/03_expand.ipynb #383a7a9e
 FORMATS = dict(
@@ -234,7 +234,7 @@ class Writer:
             good, to_pil(torch.stack([x for _, _, x in good])) if good else []
         ):
             (self.out / file).parent.mkdir(exist_ok=True)
-            write_whole(
+            write_atomic(
                 self.out / file,
                 lambda p: im.save(
                     p, format=self.format.replace('jpg', 'jpeg'), **FORMATS[self.format]

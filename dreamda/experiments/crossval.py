@@ -19,12 +19,11 @@ from sklearn.model_selection import StratifiedKFold
 
 from ..classify.labelling import train
 from ..classify.training import create_classifier, predict
-from ..data.images import Images, load_data, stack, write_whole
+from ..data.images import Images, load_data, stack
 from ..diffusion.methods import read_method
 from ..diffusion.clip import load_clip
 from ..expansion.expand import checksum
-from ..expansion.record import load_synthetic, read_metadata, short_hash
-from .compare import in_parallel
+from ..expansion.record import load_synthetic, read_metadata
 from dreamda.measure.metrics import (
     between_halves,
     clip_score,
@@ -39,6 +38,7 @@ from dreamda.measure.metrics import (
     precision_recall,
 )
 from ..measure.results import crossed, did_it_help, interval
+from ..utils import parallel_map, short_hash, write_atomic
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #02c22809
 @dataclass
@@ -242,7 +242,7 @@ def trial(
             )
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda p: found.to_csv(p, index=False))
+        write_atomic(path, lambda p: found.to_csv(p, index=False))
     return pd.read_csv(path, dtype=dict(image=str, truth=str, predicted=str), keep_default_na=False)
 
 
@@ -252,7 +252,7 @@ def evaluate(
     recipe: Recipe = Recipe(),
     seeds: int = 3,  # repeats: other folds and other weights; with a part held out other weights
     kept: str | Path = 'cache/trial',  # a folder that keeps what is done
-    workers: int | None = None,  # see `in_parallel`
+    workers: int | None = None,  # see `parallel_map`
 ) -> pd.DataFrame:  # the tables of all trainings
     "Train all arms, `seeds` times on each fold. Raises `ValueError` where cross-validation is not possible"
     if seeds < 1:
@@ -264,7 +264,7 @@ def evaluate(
         for s in range(seeds)
         for f in range(k or 1)
     ]  # the long ones first
-    return pd.concat(in_parallel(trial, calls, workers, 'training')[::-1], ignore_index=True)
+    return pd.concat(parallel_map(trial, calls, workers, 'training')[::-1], ignore_index=True)
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #989c3a84
 def _hits(frame, method):  # (S,N) 0 or 1, seeds by images
@@ -435,7 +435,7 @@ def measure_run(
     recipe: Recipe = Recipe(),  # of the judge
     samples: int = 5000,  # synthetic images looked at, at most, evenly spread
     suspects: int = 10,  # pairs of a synthetic and its nearest real image to note
-    workers: int | None = None,  # see `in_parallel`
+    workers: int | None = None,  # see `parallel_map`
 ) -> dict:  # `values`: name -> number; `left_out`: name -> reason; `nearest`: the closest pairs; and how it was measured
     "What a run's images are like"
     run = load_run(data, out)
@@ -474,7 +474,7 @@ def measure_run(
                 'a class has one image, so no judge can be trained that has not seen it'
             )
         n, kept, m, right = np.sum(
-            in_parallel(judge, [(data, out, recipe, f, at) for f in range(k)], workers, 'judging'),
+            parallel_map(judge, [(data, out, recipe, f, at) for f in range(k)], workers, 'judging'),
             0,
         ).tolist()
         return dict(label_preservation=kept / n, judge_accuracy=right / m)

@@ -23,10 +23,10 @@ from timm.data import resolve_model_data_config
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..data.images import write_whole
-from ..diffusion.checkpoints import BUNDLED_MODELS, default_device, model_folder
+from ..data.grid import grid
+from ..diffusion.checkpoints import BUNDLED_MODELS, model_folder
 from ..diffusion.clip import load_clip
-from .results import grid
+from ..utils import default_device, write_atomic
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #b54d882e
 def extract(
@@ -139,7 +139,7 @@ def cached_features(
     if not path.exists():
         found = extract(load_features(name, device), images).astype(np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda p: save_file(dict(features=found), p))
+        write_atomic(path, lambda p: save_file(dict(features=found), p))
     return load_file(path)['features'].astype(np.float64)
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #8a1ceffe
