@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data.images import write_whole
+from ..utils import write_atomic
 from .embeddings import Conditioning
 from dreamda.diffusion.sampler import (
     Prediction,
@@ -192,7 +192,7 @@ class Inversions:
                 found[i] = dict(latents=made.latents[k]) | (
                     {} if made.noises is None else dict(noises=made.noises[:, k])
                 )
-                write_whole(
+                write_atomic(
                     paths[i],
                     lambda p: save_file({n: v.contiguous().cpu() for n, v in found[i].items()}, p),
                 )
