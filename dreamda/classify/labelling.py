@@ -33,10 +33,10 @@ from dreamda.classify.training import (
     training_device,
     transform_for,
 )
+from ..data.grid import grid
 from ..data.images import Images, stack
-from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
+from ..diffusion.clip import TEMPLATE, fill_template, load_clip
 from ..measure.metrics import extract
-from ..measure.results import grid
 from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/11_labelling.ipynb #b26e6ad8

@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ..data.grid import grid
 from ..data.images import Images, fit_square
 from ..diffusion.methods import Method, generate
-from ..diffusion.pipeline import image_size
+from ..diffusion.latents import image_size
 from .expand import expand
-from ..measure.results import grid
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #98755e63
 def preview(
