@@ -18,16 +18,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import Images
-from dreamda.diffusion.pipeline import (
-    Clip,
-    Conditioning,
-    encode_images,
-    encode_prompts,
-    fill_template,
-    image_size,
-    load_clip,
-    to_tensor,
-)
+from .clip import fill_template, load_clip
+from .embeddings import Conditioning, encode_prompts
+from .latents import encode_images, image_size, to_tensor
+from .clip import Clip
 from .sampler import draw, make_generator, predict
 from ..utils import write_atomic
 

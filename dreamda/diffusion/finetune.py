@@ -24,15 +24,10 @@ from tqdm.auto import tqdm
 from ..data.images import Images
 from .inversion import noise_start
 from .methods import METHODS
-from dreamda.diffusion.pipeline import (
-    TEMPLATE,
-    encode_images,
-    encode_prompts,
-    fill_template,
-    image_size,
-    to_tensor,
-    weights_hash,
-)
+from .checkpoints import weights_hash
+from .clip import TEMPLATE, fill_template
+from .embeddings import encode_prompts
+from .latents import encode_images, image_size, to_tensor
 from .sampler import get_timesteps, make_generator, reverse, to_prediction
 from ..utils import write_atomic
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .pipeline import fill_template
+from .clip import fill_template
 from .prompts import filter_prompts
 
 # %% ../../nbs/2_diffusion/14_grammar.ipynb #adc41000

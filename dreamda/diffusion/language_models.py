@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 
-from .pipeline import TEMPLATE, fill_template
+from .clip import TEMPLATE, fill_template
 from ..utils import default_device
 
 # %% ../../nbs/2_diffusion/15_language_models.ipynb #91b1821a

@@ -23,15 +23,9 @@ from dreamda.diffusion.inversion import (
     noised_start,
 )
 from .perturbation import Perturbation
-from dreamda.diffusion.pipeline import (
-    TEMPLATE,
-    decode_latents,
-    encode_images,
-    encode_prompts,
-    fill_template,
-    image_size,
-    to_tensor,
-)
+from .clip import TEMPLATE, fill_template
+from .embeddings import encode_prompts
+from .latents import decode_latents, encode_images, image_size, to_tensor
 from .sampler import Trajectory, get_timesteps, make_generator, reverse
 
 # %% ../../nbs/2_diffusion/20_methods.ipynb #b3c37f2f

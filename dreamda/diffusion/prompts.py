@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .pipeline import fill_template
+from .clip import fill_template
 from .sampler import make_generator
 from ..utils import write_atomic
 
