@@ -35,7 +35,7 @@ from dreamda.classify.training import (
 )
 from ..data.grid import grid
 from ..data.images import Images, stack
-from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
+from ..diffusion.clip import TEMPLATE, fill_template, load_clip
 from ..measure.metrics import extract
 from ..utils import write_atomic
 

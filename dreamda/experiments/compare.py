@@ -28,7 +28,10 @@ from ..classify.training import create_classifier, fit, predict
 from ..data.images import Images, load_data, scarce_split, stack
 from ..diffusion.finetune import finetune
 from ..diffusion.methods import METHODS, Method, generate, plan
-from ..diffusion.pipeline import Clip, image_size, load_pipeline, to_pil, weights_hash
+from ..diffusion.checkpoints import weights_hash
+from ..diffusion.latents import image_size, to_pil
+from ..diffusion.clip import Clip
+from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
 from dreamda.measure.metrics import (

@@ -24,7 +24,8 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from ..data.grid import grid
-from ..diffusion.pipeline import OWN, load_clip, model_folder
+from ..diffusion.checkpoints import BUNDLED_MODELS, model_folder
+from ..diffusion.clip import load_clip
 from ..utils import default_device, write_atomic
 
 # %% ../../nbs/5_measure/02_metrics.ipynb #b54d882e
@@ -116,7 +117,7 @@ def load_features(
 # %% ../../nbs/5_measure/02_metrics.ipynb #91baaa1b
 def _identity(name):
     "What tells feature models apart: the name; of one in a folder, as ours are, also the bytes of its weights."
-    folder = model_folder(name) / 'clip' if name in OWN else Path(name.removeprefix('local-dir:'))
+    folder = model_folder(name) / 'clip' if name in BUNDLED_MODELS else Path(name.removeprefix('local-dir:'))
     return [
         name,
         *(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob('*.safetensors'))),
