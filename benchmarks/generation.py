@@ -26,14 +26,10 @@ from dreamda.data.images import Images
 from dreamda.diffusion.inversion import noised_start
 from dreamda.diffusion.methods import generate, get_method
 from dreamda.diffusion.perturbation import Perturbation
-from dreamda.diffusion.pipeline import (
-    TINY,
-    decode_latents,
-    encode_images,
-    encode_prompts,
-    load_pipeline,
-    to_tensor,
-)
+from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.latents import decode_latents, encode_images, to_tensor
+from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.pretrain import scheduler
 from dreamda.diffusion.sampler import (
     Trajectory,

@@ -25,7 +25,10 @@ from dreamda.data.images import Images
 from dreamda.diffusion.inversion import ddim_invert, dpm_encode
 from dreamda.diffusion.methods import METHODS, generate, get_method
 from dreamda.diffusion.perturbation import SITES, Perturbation
-from dreamda.diffusion.pipeline import TINY, encode_prompts, image_size, load_pipeline
+from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.latents import image_size
+from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.sampler import (
     Trajectory,
     alphas,

@@ -28,11 +28,21 @@ from ..classify.training import create_classifier, fit, predict
 from ..data.images import Images, load_data, scarce_split, stack
 from ..diffusion.finetune import finetune
 from ..diffusion.methods import METHODS, Method, generate, plan
-from ..diffusion.pipeline import Clip, image_size, load_pipeline, to_pil, weights_hash
+from ..diffusion.checkpoints import weights_hash
+from ..diffusion.latents import image_size, to_pil
+from ..diffusion.clip import Clip
+from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
-from ..measure.features import extract
-from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
+from dreamda.measure.metrics import (
+    diversity,
+    extract,
+    fid,
+    kid,
+    label_preservation,
+    mmd,
+    precision_recall,
+)
 from ..utils import default_device, parallel_map, write_atomic
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2a5543f9

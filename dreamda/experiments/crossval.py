@@ -21,7 +21,7 @@ from ..classify.labelling import train
 from ..classify.training import create_classifier, predict
 from ..data.images import Images, load_data, stack
 from ..diffusion.methods import read_method
-from ..diffusion.pipeline import load_clip
+from ..diffusion.clip import load_clip
 from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata
 from ..measure.features import extract, load_features

