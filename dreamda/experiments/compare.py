@@ -34,15 +34,8 @@ from ..diffusion.clip import Clip
 from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
-from dreamda.measure.metrics import (
-    diversity,
-    extract,
-    fid,
-    kid,
-    label_preservation,
-    mmd,
-    precision_recall,
-)
+from ..measure.features import extract
+from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
 from ..utils import default_device, parallel_map, write_atomic
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2a5543f9
