@@ -36,7 +36,7 @@ from dreamda.classify.training import (
 from ..data.grid import grid
 from ..data.images import Images, stack
 from ..diffusion.clip import TEMPLATE, fill_template, load_clip
-from ..measure.metrics import extract
+from ..measure.features import extract
 from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/11_labelling.ipynb #b26e6ad8
