@@ -91,7 +91,7 @@ TRAINING_TEMPLATES = tuple(
 
 @dataclass(frozen=True)
 class TextualInversion:
-    "Textual inversion (Gal et al. 2023) of each class, as DA-Fusion uses it (Trabucco et al. 2024)."
+    "Textual inversion (Gal et al. 2023) of each class, as in DA-Fusion (Trabucco et al. 2024)."
 
     type: str = field(default='TextualInversion', init=False, repr=False)
     tokens: int = 1  # of each class

@@ -126,18 +126,18 @@ class Method:
         return bool(depends) or isinstance(self.sampler.strength, StrengthByShots)
 
     def with_settings(self, **changes) -> 'Method':
-        "The method with settings or parts changed. Raises ValueError for a setting that it has not."
-        parts = {f.name: changes.pop(f.name) for f in fields(self) if f.name in changes}
-        method = replace(self, **parts)
-        names = _setting_names(method) - {f.name for f in fields(self)}
+        "The method with settings or parts changed. Raises ValueError for an unknown setting."
+        parts = {f.name: changes.pop(f.name, getattr(self, f.name)) for f in fields(self)}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        names = set().union(*map(_setting_names, parts.values()))
         if unknown := set(changes) - names:
             raise ValueError(
                 f'no setting {", ".join(sorted(unknown))}: '
                 f'this method has {", ".join(sorted(names))}'
             )
-        if 'template' in changes and method.conditioning.styles:
+        if 'template' in changes:
             changes = dict(styles=()) | changes
-        return _change(method, changes)
+        return Method(**{name: _change(part, changes) for name, part in parts.items()})
 
 # %% ../../nbs/2_diffusion/20_methods.ipynb #f2701bb7
 _PARTS = (Noise, SDEdit, DDIMInversion, DPMEncoder, Interpolation, SamplerConfig, StrengthByShots)

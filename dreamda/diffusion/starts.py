@@ -76,7 +76,7 @@ class SDEdit:
 
 # %% ../../nbs/2_diffusion/19_starts.ipynb #ad4df87e
 def inversion_timesteps(pipe, steps: int | None, timesteps: list[int]) -> list[int]:  # falling
-    "The timesteps of an inversion in so many steps, up to the first of `timesteps`; None: the same."
+    "The timesteps of an inversion in so many steps, up to the first of `timesteps`."
     if steps is None or not timesteps:
         return timesteps
     return [timesteps[0]] + [t for t in get_timesteps(pipe, steps) if t < timesteps[0]]

@@ -155,7 +155,7 @@ def sample_variants(
     redraw: int = 0,  # other noise for the same variants, to replace images that may not be used
     sigmas: dict[str, float] | None = None,  # of the perturbation, by key; None: the method's
 ) -> list[Variant]:
-    "What is drawn for each variant before its noise. Raises ValueError for missing prompts or partners."
+    "What is drawn for each variant before its noise. Raises ValueError if a partner is missing."
     if prompts is not None:
         _check_prompts(method, images, prompts)
     ordered = sorted(range(len(images)), key=lambda i: images.keys[i])
