@@ -33,7 +33,7 @@ from dreamda.diffusion.checkpoints import TINY
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
 from dreamda.expansion.record import load_synthetic, read_metadata
-from dreamda.measure.results import provenance
+from dreamda.measure.provenance import provenance
 
 torch.set_num_threads(1)
 METHOD, KILLS = (

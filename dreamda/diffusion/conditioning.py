@@ -22,7 +22,8 @@ from .clip import fill_template, load_clip
 from .embeddings import Conditioning, encode_prompts
 from .latents import encode_images, image_size, to_tensor
 from .clip import Clip
-from .sampler import draw, make_generator, predict
+from .sampler import make_generator, sample_noise
+from .unet import predict
 from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/17_conditioning.ipynb #6ab02aed
@@ -84,7 +85,7 @@ class ImageEmbeddings:
         e = (
             i
             + self.toward * (j - i)
-            + self.noise * draw([v.generator for v in variants], E.shape[1:], E)
+            + self.noise * sample_noise([v.generator for v in variants], E.shape[1:], E)
         )
         return replace(cond, embeds=e, uncond=E.mean(0).expand_as(e))
 
@@ -154,7 +155,7 @@ def embedding_losses(
         [z[torch.randint(len(z), (b,), generator=g)] for z, g in zip(latents, generators)]
     )
     t = torch.cat([torch.randint(T, (b,), generator=g) for g in generators]).to(dev)
-    eps = draw(generators, (b, *x0.shape[1:]), x0).flatten(0, 1)
+    eps = sample_noise(generators, (b, *x0.shape[1:]), x0).flatten(0, 1)
     a = pipe.scheduler.alphas_cumprod.to(dev)[t].view(-1, 1, 1, 1)
     cond = replace(cond, embeds=how.embeds(pipe, template, E))[
         torch.arange(len(E), device=dev).repeat_interleave(b)

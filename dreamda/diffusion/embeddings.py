@@ -36,6 +36,10 @@ class Conditioning:
     def __getitem__(self, rows) -> 'Conditioning':
         return self.map(lambda v: v[rows])
 
+    def at(self, timestep: int) -> 'Conditioning':
+        "The conditioning of one timestep: here the same at all of them."
+        return self
+
 # %% ../../nbs/2_diffusion/05_embeddings.ipynb #4e1a313d
 @torch.no_grad()
 def encode_prompts(

@@ -15,18 +15,14 @@ from torch import Tensor
 
 from ..data.images import Images
 from .conditioning import ClassTokens, Guide, ImageEmbeddings, learn
-from dreamda.diffusion.inversion import (
-    Inversions,
-    ddim_invert,
-    dpm_encode,
-    noise_start,
-    noised_start,
-)
+from .inversion import ddim_invert, dpm_encode, noise_start, sdedit_start
+from .inversion_cache import Inversions
 from .perturbation import Perturbation
 from .clip import TEMPLATE, fill_template
 from .embeddings import encode_prompts
 from .latents import decode_latents, encode_images, image_size, to_tensor
-from .sampler import Trajectory, get_timesteps, make_generator, reverse
+from .sampler import InitialState, denoise, make_generator
+from .schedule import get_timesteps
 
 # %% ../../nbs/2_diffusion/20_methods.ipynb #b3c37f2f
 STARTS = ('noise', 'noised', 'inverted', 'encoded', 'joined')
@@ -360,7 +356,7 @@ def trajectories(
     seed_generators: list,  # of each
     ts: list[int],
     inversions: Inversions,
-) -> Trajectory:  # of S rows
+) -> InitialState:  # of S rows
     "The seeds inverted, or encoded, or found again"
     source = m.template if m.source_template is None else m.source_template
     prompts = [say(source, c, g) if source else '' for c, g in zip(classes, seed_generators)]
@@ -397,7 +393,7 @@ def _batch(
     cond,  # of the variants
     at: dict,  # index of an image -> its row in what follows
     x0: Tensor | None,
-    starts: Trajectory | None,  # of the seeds: the latents; inverted
+    starts: InitialState | None,  # of the seeds: the latents; inverted
     ts: list[int],
 ) -> Tensor:  # (B,4,h,w)
     "The final latents of one batch of variants with the same settings"
@@ -409,9 +405,9 @@ def _batch(
     if m.start == 'noise':
         start = noise_start(pipe, gens, ts)
     elif m.start == 'noised':
-        start = noised_start(pipe, x0[i], gens, ts)
+        start = sdedit_start(pipe, x0[i], gens, ts)
     elif m.start == 'joined':
-        start = Trajectory(
+        start = InitialState(
             join(starts.latents[i], starts.latents[j], torch.tensor([v.angle for v in variants])),
             ts,
         )
@@ -424,7 +420,7 @@ def _batch(
         first, own = [told.index(t) for t in distinct], [distinct.index(t) for t in told]
         start = starts[[i[f] for f in first]]
     w = [variants[f].guidance_scale for f in first]
-    return reverse(
+    return denoise(
         pipe,
         start,
         cond[first],

@@ -26,7 +26,7 @@ from .. import __version__
 from ..data.images import Images, fit_square
 from ..diffusion.conditioning import learn
 from ..diffusion.finetune import finetune
-from ..diffusion.inversion import Inversions
+from ..diffusion.inversion_cache import Inversions
 from ..diffusion.methods import Method, generate, plan, read_method
 from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
 from ..diffusion.latents import flagged, image_size, to_pil
