@@ -21,9 +21,9 @@ from dreamda.diffusion.conditioning import learn_embeddings
 from dreamda.diffusion.generate import generate
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.diffusion.sampler import count_rows
+from dreamda.diffusion.unet import count_rows
 from dreamda.diffusion.variants import sample_variants
-from dreamda.measure.results import provenance, results_dir
+from dreamda.measure.provenance import provenance, results_dir
 
 LEARNED = 5  # steps, to time
 

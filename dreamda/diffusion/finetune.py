@@ -28,7 +28,9 @@ from .checkpoints import weights_hash
 from .clip import TEMPLATE, fill_template
 from .embeddings import encode_prompts
 from .latents import encode_images, image_size, to_tensor
-from .sampler import get_timesteps, make_generator, reverse, to_prediction
+from .ddim import to_prediction
+from .sampler import make_generator, denoise
+from .schedule import get_timesteps
 from ..utils import write_atomic
 
 # %% ../../nbs/2_diffusion/24_finetune.ipynb #3973229f
@@ -156,7 +158,7 @@ def prior_latents(
     parts = range(0, len(prompts), batch_size)
     return torch.cat(
         [
-            reverse(
+            denoise(
                 pipe,
                 noise_start(pipe, gens[i : i + batch_size], ts),
                 encode_prompts(pipe, prompts[i : i + batch_size]),

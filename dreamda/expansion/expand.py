@@ -28,7 +28,7 @@ from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
 from ..diffusion.conditioning import learn_embeddings
 from ..diffusion.finetune import finetune
 from ..diffusion.generate import generate
-from ..diffusion.inversion import Inversions
+from ..diffusion.inversion_cache import Inversions
 from ..diffusion.latents import flagged, image_size, to_pil
 from ..diffusion.methods import Method, read_method
 from ..diffusion.pipeline import load_pipeline
