@@ -33,13 +33,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamda.classify.amst import AMSTConfig, plain, train_amst
+from dreamda.classify.amst import train_amst
+from dreamda.classify.head_labels import AMSTConfig
+from dreamda.classify.heads import extract_classifier
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
 from dreamda.data.images import Images, load_data, scarce_split
 from dreamda.diffusion.finetune import finetune
-from dreamda.diffusion.methods import METHODS, suited
+from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
@@ -113,7 +115,8 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    method = suited(name, "tiny", num_inference_steps=INFERENCE_STEPS, **LEARNING.get(name, {}))
+    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    method = method_for_model(name, "tiny", **few)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
@@ -126,7 +129,7 @@ def tune(learn, lr, **settings):
     """Return the U-Net's and the text encoder's weights after fine-tuning, and the losses."""
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
     images = keep_classes(split_digits(3)[0], CLASSES)
-    tuned = finetune(load_tiny(), images, 5, **settings)
+    tuned = finetune(load_tiny(), images, steps=5, **settings)
     losses = [loss for _, loss in tuned.finetune_losses]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
@@ -158,7 +161,7 @@ def train_amst_in_rounds():
     config = AMSTConfig(rounds=2, auxiliary=True, tau=TAU)
     images = load_three_classes()
     model, table = train_amst(new_classifier(3), *images, config, **SELF_TRAINING)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_with_labeller(name):
@@ -170,7 +173,7 @@ def train_with_labeller(name):
         model, images, settings = new_classifier(), load_labelled(), {**TRAINING}
         settings |= CONFIDENCE if name == "confidence" else {}
     model, table = train(name, model, *images, **settings)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_semi_supervised():
