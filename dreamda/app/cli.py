@@ -332,9 +332,9 @@ def expand(
             pipe = finetune(
                 pipe,
                 images,
-                finetune_steps,
-                finetune_lr,
-                template=method.template,
+                steps=finetune_steps,
+                lr=finetune_lr,
+                template=method.conditioning.template,
                 seed=seed,
                 cache=out.parent / f'{out.name}-finetuned',
                 learn=learn,

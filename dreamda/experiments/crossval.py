@@ -90,11 +90,11 @@ def leak(
     m = read_method(record['run']['settings'])
     if record['model'].get('finetuned'):
         return 'its generator was fine-tuned on all of them'
-    if m.learned:
+    if m.conditioning.learned:
         return f"the method '{record['run']['method']}' learned its conditioning from all of them"
     return (
         f"the method '{record['run']['method']}' mixes each variant with another image"
-        if m.paired
+        if m.needs_partner
         else ''
     )
 
