@@ -38,7 +38,11 @@ from dreamda.classify.head_labels import AMSTConfig
 from dreamda.classify.heads import extract_classifier
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
-from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
+from dreamda.classify.augment import POLICIES
+from dreamda.classify.batches import MIXINGS
+from dreamda.classify.models import create_classifier
+from dreamda.classify.prediction import predict
+from dreamda.classify.training import fit
 from dreamda.data.images import Images, load_data, scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model

@@ -571,7 +571,7 @@ def train(
     Example:
       dreamda train photos/ out/ model/ --classifier resnet18 --seeds 5"""
     from dreamda.classify.heads import extract_classifier
-    from dreamda.classify.training import save_classifier
+    from dreamda.classify.models import save_classifier
     from dreamda.experiments.crossval import (
         ARMS,
         SYNTHETIC,

@@ -18,7 +18,8 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from ..classify.labelling import train
-from ..classify.training import create_classifier, predict
+from ..classify.models import create_classifier
+from ..classify.prediction import predict
 from ..data.images import Images, load_data, stack
 from ..diffusion.methods import read_method
 from ..diffusion.clip import load_clip
