@@ -5,8 +5,7 @@ import pandas as pd
 
 from dreamda.classify.amst import train_amst
 from dreamda.classify.models import create_classifier
-from dreamda.classify.prediction import accuracy
-from dreamda.classify.prediction import predict
+from dreamda.classify.prediction import accuracy, predict
 from dreamda.classify.training import fit
 from dreamda.data.images import load_data, scarce_split
 
