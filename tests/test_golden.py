@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 
 from dreamda.classify.amst import train_amst
-from dreamda.classify.labelling import LABELLERS, train
-from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.augment import POLICIES
 from dreamda.classify.batches import MIXINGS
+from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import predict
+from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import fit
 from dreamda.data.images import Images, load_data, scarce_split
 from dreamda.diffusion.finetune import finetune
