@@ -93,6 +93,7 @@ def load_labelled():
 
 INFERENCE_STEPS = 6
 LEARNING = {"di": {"steps": 3}, "da_fusion": {"steps": 3}}
+PLAIN = ("sd", "sdedit", "dreamda", "dreamda_paper")  # with the paper's template
 VARIANTS = {"bot": 3, "da_fusion": 4}  # as many as the method has kinds of variants; else 2
 PROMPTS = {name: [f"a bold {name}", f"the {name}", f"a thin {name}"] for name in CLASSES}
 
@@ -105,8 +106,10 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
-    method = method_for_model(name, "tiny", **few)
+    settings = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    if name in PLAIN:
+        settings["template"] = "A photo of a {class}"
+    method = method_for_model(name, "tiny", **settings)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
