@@ -122,7 +122,7 @@ def tune(learn, lr, **settings):
     """Return the U-Net's and the text encoder's weights after fine-tuning, and the losses."""
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
     tuned = finetune(load_tiny(), load_tuning_images(), steps=5, **settings)
-    losses = [loss for _, loss in tuned.finetune_losses]
+    losses = [loss for _, loss in tuned.finetuned["losses"]]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
 
