@@ -299,7 +299,9 @@ def _train(trainer: _Trainer, checkpoint: Path | None, save_seconds: float) -> l
 
 def _with_parts(pipe, parts: dict):
     "A pipeline with some parts replaced; it shares the others."
-    return type(pipe).from_pipe(pipe, **parts, dtype=None)
+    changed = copy.copy(pipe)  # from_pipe would cast the shared parts to fp32
+    changed.register_modules(**parts)
+    return changed
 
 
 def _train_copies(pipe, images, config, folder, save_seconds) -> tuple[dict, list]:
@@ -357,7 +359,9 @@ def finetune(
         copies, losses = _train_copies(pipe, images, config, folder, save_seconds)
     for part in copies.values():
         if isinstance(part, nn.Module):
-            part.to(pipe.unet.dtype).requires_grad_(False).eval()
+            part.requires_grad_(False).eval()
+            if part.dtype != pipe.unet.dtype:
+                part.to(pipe.unet.dtype)
     tuned = _with_parts(pipe, copies)
     tuned.set_progress_bar_config(disable=True)
     best_step = min(losses, key=lambda entry: entry[1])[0]
