@@ -23,18 +23,21 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamda.data.images import Images
-from dreamda.diffusion.inversion import noised_start
+from dreamda.diffusion.inversion import sdedit_start
 from dreamda.diffusion.methods import generate, get_method
 from dreamda.diffusion.perturbation import Perturbation
-from dreamda.diffusion.pipeline import (
-    TINY,
-    decode_latents,
-    encode_images,
-    encode_prompts,
-    load_pipeline,
-    to_tensor,
-)
+from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.latents import decode_latents, encode_images, to_tensor
+from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.pretrain import scheduler
+<<<<<<< HEAD
+from dreamda.diffusion.ddim import ddim_std, ddim_step, to_prediction
+from dreamda.diffusion.sampler import InitialState, sample_noise, make_generator, denoise
+from dreamda.diffusion.schedule import alphas, get_timesteps
+from dreamda.diffusion.unet import count_rows
+from dreamda.measure.results import provenance, results_dir
+=======
 from dreamda.diffusion.sampler import (
     Trajectory,
     alphas,
@@ -47,7 +50,8 @@ from dreamda.diffusion.sampler import (
     reverse,
     to_prediction,
 )
-from dreamda.measure.results import provenance, results_dir
+from dreamda.measure.provenance import provenance, results_dir
+>>>>>>> main
 
 GUIDANCE, KIND = 7.5, 'cat'
 
@@ -109,14 +113,14 @@ def released(pipe, image, name, steps, strength, generator):
     absolute noise on the mid block's output of the target's rows, used for both places of the step."""
     ts, noise = (
         get_timesteps(pipe, steps, strength),
-        lambda like: draw([generator], like.shape[1:], like),
+        lambda like: sample_noise([generator], like.shape[1:], like),
     )
     x0 = encode_images(pipe, image).float()
     empty, prompt = (encode_prompts(pipe, [p]).embeds for p in ('', f'A photo of a {name}'))
     text = torch.cat([empty, empty, empty, prompt]).to(
         pipe.unet.dtype
     )  # (unconditional, conditional) of the source, then of the target
-    source = target = noised_start(pipe, x0, [generator], ts).latents
+    source = target = sdedit_start(pipe, x0, [generator], ts).latents
 
     def disturb(module, args, h):
         return torch.cat([h[:2], h[2:] + 3 * noise(h[2:].flatten(0, 1)[None]).view_as(h[2:])])
@@ -291,9 +295,9 @@ def full_size(side=512):
     x, cond = torch.randn(1, 4, side // 8, side // 8), encode_prompts(pipe, ['A photo of a cat'])
     with count_rows(pipe.unet) as rows, peak_memory('cpu') as peak:
         start = time.perf_counter()
-        out = reverse(
+        out = denoise(
             pipe,
-            Trajectory(x, [501]),
+            InitialState(x, [501]),
             cond,
             GUIDANCE,
             Perturbation(sigma=3.0),

@@ -24,7 +24,7 @@ from dreamda.data.images import load_folder
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
-from dreamda.measure.results import results_dir, save_results
+from dreamda.measure.provenance import results_dir, save_results
 
 
 def one(folder, out):

@@ -20,8 +20,13 @@ from dreamda.data.images import load_data, scarce_split
 from dreamda.diffusion.conditioning import learn
 from dreamda.diffusion.methods import METHODS, generate, get_method
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.diffusion.sampler import count_rows
+<<<<<<< HEAD
+from dreamda.diffusion.unet import count_rows
 from dreamda.measure.results import provenance, results_dir
+=======
+from dreamda.diffusion.sampler import count_rows
+from dreamda.measure.provenance import provenance, results_dir
+>>>>>>> main
 
 LEARNED = 5  # steps, to time
 

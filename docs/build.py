@@ -18,7 +18,8 @@ import pandas as pd
 from fastcore.docments import docments
 from sphinx.cmd.build import main as sphinx
 
-from dreamda.measure.results import paired, show, verdict
+from dreamda.measure.results import show
+from dreamda.measure.statistics import paired, verdict
 
 root = Path(__file__).parent.parent
 source, built, site = root / 'build' / 'docs', root / 'build' / 'site', root / '_docs'

@@ -29,10 +29,11 @@ from transformers import CLIPConfig, CLIPImageProcessor
 import dreamda.expansion.expand as module
 from dreamda.data.images import Images, load_data, load_folder
 from dreamda.diffusion.methods import get_method
-from dreamda.diffusion.pipeline import TINY, load_pipeline
+from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
 from dreamda.expansion.record import load_synthetic, read_metadata
-from dreamda.measure.results import provenance
+from dreamda.measure.provenance import provenance
 
 torch.set_num_threads(1)
 METHOD, KILLS = (

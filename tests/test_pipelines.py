@@ -25,16 +25,13 @@ from dreamda.data.images import Images
 from dreamda.diffusion.inversion import ddim_invert, dpm_encode
 from dreamda.diffusion.methods import METHODS, generate, get_method
 from dreamda.diffusion.perturbation import SITES, Perturbation
-from dreamda.diffusion.pipeline import TINY, encode_prompts, image_size, load_pipeline
-from dreamda.diffusion.sampler import (
-    Trajectory,
-    alphas,
-    count_rows,
-    draw,
-    get_timesteps,
-    make_generator,
-    reverse,
-)
+from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.latents import image_size
+from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.diffusion.sampler import InitialState, sample_noise, make_generator, denoise
+from dreamda.diffusion.schedule import alphas, get_timesteps
+from dreamda.diffusion.unet import count_rows
 
 torch.set_num_threads(1)
 BETAS = dict(
@@ -183,7 +180,7 @@ def folder(tmp_path_factory):
 def setup(pipe, n=2, steps=4, strength=1.0):
     gens = lambda: [make_generator(0, 'image', v) for v in range(n)]
     return (
-        draw(gens(), (4, 8, 8), torch.zeros(1)),
+        sample_noise(gens(), (4, 8, 8), torch.zeros(1)),
         encode_prompts(pipe, ['a photo of a cat', 'a photo of a dog'][:n]),
         get_timesteps(pipe, steps, strength),
         gens,
@@ -209,7 +206,7 @@ def test_text_to_image_is_that_of_diffusers(name, folder):
     x, cond, ts, _ = setup(pipe)
     assert image_size(pipe) == 16
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    ours = reverse(pipe, Trajectory(x, ts), cond, 3.0)
+    ours = denoise(pipe, InitialState(x, ts), cond, 3.0)
     assert ours.isfinite().all()
     if name == 'linspace':
         return  # diffusers' DDIM takes a_prev from elsewhere than the next timestep
@@ -231,23 +228,23 @@ def test_there_and_back(name, folder):
     pipe = load_pipeline(folder(name), device='cpu')
     x0, cond, ts, gens = setup(pipe, steps=8)
     assert all(a < b for a, b in alphas(pipe, ts)[:-1])
-    close(reverse(pipe, ddim_invert(pipe, x0, cond, ts, corrections=8), cond), x0, 0.02)
+    close(denoise(pipe, ddim_invert(pipe, x0, cond, ts, corrections=8), cond), x0, 0.02)
     if name == 'linspace':
         with pytest.raises(ValueError, match='adds no noise'):
             dpm_encode(pipe, x0, cond, ts, gens())
     elif pipe.scheduler.config.get('set_alpha_to_one') is False:
         close(
-            reverse(
+            denoise(
                 pipe, dpm_encode(pipe, x0, cond, ts, gens(), guidance_scale=2.0), cond, 2.0, eta=1.0
             ),
             x0,
             2e-3,
         )
-    start = Trajectory(x0, ts[-2:])
-    clean = reverse(pipe, start, cond, 2.0)
+    start = InitialState(x0, ts[-2:])
+    clean = denoise(pipe, start, cond, 2.0)
     for site in SITES:
         for asymmetric in (True, False):
-            moved = reverse(
+            moved = denoise(
                 pipe,
                 start,
                 cond,
@@ -256,7 +253,7 @@ def test_there_and_back(name, folder):
                 generators=gens(),
             )
             assert moved.isfinite().all() and (moved - clean).abs().max() > 1e-5, site
-            assert reverse(
+            assert denoise(
                 pipe,
                 start,
                 cond,
@@ -265,21 +262,21 @@ def test_there_and_back(name, folder):
                 generators=gens(),
             ).equal(clean)
     with count_rows(pipe.unet) as rows:
-        reverse(pipe, start, cond, 2.0, Perturbation('bottleneck', 0.3, True), generators=gens())
+        denoise(pipe, start, cond, 2.0, Perturbation('bottleneck', 0.3, True), generators=gens())
     assert rows == dict(encoder=2 * 2 * 2, decoder=2 * 2 * 2 * 2)
     with count_rows(pipe.unet) as rows:
-        shared = reverse(
+        shared = denoise(
             pipe,
             start,
             cond,
             2.0,
             Perturbation('bottleneck', 0.3, True),
             generators=gens() * 2,
-            variants=[0, 1] * 2,
+            rows=[0, 1] * 2,
             encoder_interval=2,
         )
     assert rows == dict(encoder=2 * 2, decoder=2 * 2 + 4 * 2 * 3) and shared.isfinite().all()
-    assert reverse(pipe, Trajectory(x0, ts), cond, solver='dpm++').isfinite().all()
+    assert denoise(pipe, InitialState(x0, ts), cond, solver='dpm++').isfinite().all()
 
 
 def test_pure_noise_knows_nothing(folder):
@@ -306,9 +303,9 @@ def test_half_precision(name, dtype, folder):
     for pipe in (whole, half):
         x, cond, ts, gens = setup(pipe)
         made.append(
-            reverse(
+            denoise(
                 pipe,
-                Trajectory(x, ts),
+                InitialState(x, ts),
                 cond,
                 2.0,
                 Perturbation('bottleneck', 0.3, True),
@@ -339,9 +336,9 @@ def test_lora(name, folder, tmp_path):
     x, cond, ts, gens = setup(pipe)
 
     def run():
-        return reverse(
+        return denoise(
             pipe,
-            Trajectory(x, ts),
+            InitialState(x, ts),
             cond,
             2.0,
             Perturbation('bottleneck', 0.3, True),
@@ -364,9 +361,9 @@ def test_compiled(folder):
         pipe = load_pipeline(folder('sd1'), device='cpu', compile=compiled)
         x, cond, ts, gens = setup(pipe, steps=1)
         made.append(
-            reverse(
+            denoise(
                 pipe,
-                Trajectory(x, ts),
+                InitialState(x, ts),
                 cond,
                 1.0,
                 Perturbation('bottleneck', 0.3, True),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dreamda.measure.results import show, summary
+from dreamda.measure.results import show, summarize
 
 ROOT, STUDIES = Path(__file__).parent.parent, ('accuracy', 'backbones', 'labels', 'ablation')
 
@@ -56,7 +56,7 @@ def runs(path):
 @pytest.fixture(scope='session')
 def measured():  # (low, high) in points
     tables = [
-        summary(f, baseline)
+        summarize(f, baseline)
         for s in STUDIES
         for p in sorted((ROOT / 'results' / s).glob('*.csv'))
         for f in runs(p)

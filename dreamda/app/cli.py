@@ -525,7 +525,7 @@ def label(
 def _write(path, **facts):
     from dataclasses import asdict, is_dataclass
 
-    from dreamda.measure.results import provenance
+    from dreamda.measure.provenance import provenance
     from dreamda.utils import write_atomic
 
     write_atomic(
@@ -587,7 +587,9 @@ def train(
         training_seconds,
         trial_table,
     )
-    from dreamda.measure.results import save_results, show, verdict
+    from dreamda.measure.provenance import save_results
+    from dreamda.measure.results import show
+    from dreamda.measure.statistics import verdict
 
     _quiet()
     start, run = time.perf_counter(), load_run(data, out)

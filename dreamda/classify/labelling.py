@@ -35,8 +35,8 @@ from dreamda.classify.training import (
 )
 from ..data.grid import grid
 from ..data.images import Images, stack
-from ..diffusion.pipeline import TEMPLATE, fill_template, load_clip
-from ..measure.metrics import extract
+from ..diffusion.clip import TEMPLATE, fill_template, load_clip
+from ..measure.features import extract
 from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/11_labelling.ipynb #b26e6ad8

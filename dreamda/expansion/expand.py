@@ -26,9 +26,11 @@ from .. import __version__
 from ..data.images import Images, fit_square
 from ..diffusion.conditioning import learn
 from ..diffusion.finetune import finetune
-from ..diffusion.inversion import Inversions
+from ..diffusion.inversion_cache import Inversions
 from ..diffusion.methods import Method, generate, plan, read_method
-from ..diffusion.pipeline import OWN, flagged, image_size, load_pipeline, to_pil, weights_hash
+from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
+from ..diffusion.latents import flagged, image_size, to_pil
+from ..diffusion.pipeline import load_pipeline
 from dreamda.expansion.record import (
     at_work,
     clear_errors,
@@ -81,7 +83,7 @@ def identity(pipe) -> dict:
     "A model's name, precision, the hash of each part's weights, and how it was fine-tuned"
     name = pipe.config._name_or_path
     return dict(
-        name=next((k for k, folder in OWN.items() if Path(name) == folder), str(name)),
+        name=next((k for k, folder in BUNDLED_MODELS.items() if Path(name) == folder), str(name)),
         dtype=str(pipe.unet.dtype).split('.')[1],
         weights={
             n: weights_hash(m) for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)

@@ -17,7 +17,7 @@ import numpy as np
 from ..data.grid import grid
 from ..data.images import Images, fit_square
 from ..diffusion.methods import Method, generate
-from ..diffusion.pipeline import image_size
+from ..diffusion.latents import image_size
 from .expand import expand
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #98755e63

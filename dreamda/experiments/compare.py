@@ -28,18 +28,14 @@ from ..classify.training import create_classifier, fit, predict
 from ..data.images import Images, load_data, scarce_split, stack
 from ..diffusion.finetune import finetune
 from ..diffusion.methods import METHODS, Method, generate, plan
-from ..diffusion.pipeline import Clip, image_size, load_pipeline, to_pil, weights_hash
+from ..diffusion.checkpoints import weights_hash
+from ..diffusion.latents import image_size, to_pil
+from ..diffusion.clip import Clip
+from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
-from dreamda.measure.metrics import (
-    diversity,
-    extract,
-    fid,
-    kid,
-    label_preservation,
-    mmd,
-    precision_recall,
-)
+from ..measure.features import extract
+from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
 from ..utils import default_device, parallel_map, write_atomic
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #2a5543f9
@@ -271,7 +267,7 @@ def compare(
     seeds: int | list = 3,  # how many splits, or which
     cache: str | Path = 'cache',  # the folder that keeps everything made
     workers: int | None = None,
-) -> pd.DataFrame:  # columns method, seed, accuracy, correct (T, F, or . if not held out, for each image of the part that is measured on), test_images, generation_seconds, training_seconds
+) -> pd.DataFrame:  # columns as in runs.csv, and test_images, generation_seconds, training_seconds
     "Run all arms on all splits"
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     for s in seeds:
@@ -302,7 +298,13 @@ def compare(
         key=lambda t: arms[t[1]].method is None,
     )  # the long ones first
     parallel_map(run_arm, [(setup, n, arms[n], s, cache) for s, n in order], workers, 'comparing')
-    return pd.DataFrame([run_arm(setup, n, arms[n], s, cache) for n in arms for s in seeds])
+    about = dict(
+        data=Path(setup.data).name,
+        per_class=setup.per_class or 'all',
+        regime='pretrained' if setup.pretrained else 'scratch',
+        updates=setup.updates,
+    )
+    return pd.DataFrame([about | run_arm(setup, n, arms[n], s, cache) for n in arms for s in seeds])
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #dcd99530
 def standard_arms(

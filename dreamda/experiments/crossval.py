@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNTHETIC', 'ARMS', 'Run', 'load_run', 'leak', 'folds', 'fold_count', 'fold_parts', 'Recipe', 'train_arm', 'trial',
            'evaluate', 'estimate_gain', 'over', 'trial_table', 'say_verdict', 'per_class', 'training_seconds', 'judge',
-           'features_of', 'measure_run']
+           'measure_run']
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #c9d1d6b2
 import json
@@ -21,23 +21,23 @@ from ..classify.labelling import train
 from ..classify.training import create_classifier, predict
 from ..data.images import Images, load_data, stack
 from ..diffusion.methods import read_method
-from ..diffusion.pipeline import load_clip
+from ..diffusion.clip import load_clip
 from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata
+from ..measure.features import extract, load_features
 from dreamda.measure.metrics import (
     between_halves,
+    distance_between,
     clip_score,
     distance_to_seed,
     diversity,
-    extract,
     fid,
     kid,
-    load_features,
     mmd,
     nearest,
     precision_recall,
 )
-from ..measure.results import crossed, did_it_help, interval
+from ..measure.statistics import two_way_interval, did_it_help, interval
 from ..utils import parallel_map, short_hash, write_atomic
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #02c22809
@@ -286,7 +286,7 @@ def estimate_gain(
     k = frame.fold.nunique()
     if k == 1:
         hits = _hits(frame, method)
-        return crossed(hits - _hits(frame, baseline) if baseline else hits, level)
+        return two_way_interval(hits - _hits(frame, baseline) if baseline else hits, level)
     by = (
         frame.assign(hit=frame.truth == frame.predicted)
         .groupby(['method', 'seed', 'fold'])
@@ -314,7 +314,7 @@ def trial_table(
     level: float = 0.95,  # of the intervals
 ) -> (
     pd.DataFrame
-):  # as `summary` makes it: n (trainings), accuracy, low, high, gain, gain_low, gain_high
+):  # index: method; columns n (trainings), accuracy, low, high, gain, gain_low, gain_high
     "One row per arm"
     none = (np.nan,) * 3
     rows = [
@@ -413,20 +413,6 @@ def judge(
     return len(made), right(made), len(test), right(test)
 
 
-def features_of(
-    features,  # see `load_features`
-    images: Images,
-    size: int,  # side of the images, in pixels
-) -> np.ndarray:  # (N,D)
-    "Features without all images in memory at once"
-    return np.concatenate(
-        [
-            extract(features, stack(images.subset(range(i, min(i + 256, len(images)))), size))
-            for i in range(0, len(images), 256)
-        ]
-    )
-
-
 def measure_run(
     data: str | Path,
     out: str | Path,  # see `load_run`
@@ -447,9 +433,9 @@ def measure_run(
         run.record['run']['image_size'],
         load_features(features),
     )
-    given, fake = features_of(model, run.given, size), features_of(model, made, size)
+    given, fake = dataset_features(model, run.given, size), dataset_features(model, made, size)
     real, seeds, index = (
-        features_of(model, run.held, size) if run.held else given,
+        dataset_features(model, run.held, size) if run.held else given,
         [run.seeds[i] for i in at],
         {k: i for i, k in enumerate(run.given.keys)},
     )
@@ -483,7 +469,7 @@ def measure_run(
         m, texts = load_clip(clip), sorted({run.prompts[i] for i in at})
         found = dict(zip(texts, m.text_features(texts).cpu().numpy()))
         return clip_score(
-            features_of(m.features, made, size), np.stack([found[run.prompts[i]] for i in at])
+            dataset_features(m.features, made, size), np.stack([found[run.prompts[i]] for i in at])
         )
 
     measure('label_preservation', label)
@@ -499,7 +485,7 @@ def measure_run(
     i, d = nearest(fake, given)
     values['nearest_is_seed'] = float(np.mean([run.given.keys[n] == s for n, s in zip(i, seeds)]))
     values['distance_to_nearest_real'] = float(np.median(d))
-    measure('distance_between_real', lambda: _between(given))
+    measure('distance_between_real', lambda: distance_between(given))
     closest = [
         dict(
             file_name=made.keys[n], image=run.given.keys[i[n]], seed=seeds[n], distance=float(d[n])
@@ -516,11 +502,3 @@ def measure_run(
         real_images=len(real),
         beside='held-out images' if run.held else 'the seeds',
     )
-
-
-def _between(real):  # median distance of a real image to the nearest other one
-    from sklearn.neighbors import NearestNeighbors
-
-    if len(real) < 2:
-        raise ValueError('there is one real image')
-    return float(np.median(NearestNeighbors(n_neighbors=1).fit(real).kneighbors()[0]))
