@@ -31,27 +31,11 @@ from dreamda.diffusion.embeddings import encode_prompts
 from dreamda.diffusion.latents import decode_latents, encode_images, to_tensor
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.pretrain import scheduler
-<<<<<<< HEAD
 from dreamda.diffusion.ddim import ddim_std, ddim_step, to_prediction
 from dreamda.diffusion.sampler import InitialState, sample_noise, make_generator, denoise
 from dreamda.diffusion.schedule import alphas, get_timesteps
 from dreamda.diffusion.unet import count_rows
-from dreamda.measure.results import provenance, results_dir
-=======
-from dreamda.diffusion.sampler import (
-    Trajectory,
-    alphas,
-    count_rows,
-    ddim_std,
-    ddim_step,
-    draw,
-    get_timesteps,
-    make_generator,
-    reverse,
-    to_prediction,
-)
 from dreamda.measure.provenance import provenance, results_dir
->>>>>>> main
 
 GUIDANCE, KIND = 7.5, 'cat'
 

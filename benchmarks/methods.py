@@ -16,17 +16,13 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from dreamda.data.images import load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.conditioning import learn
 from dreamda.diffusion.methods import METHODS, generate, get_method
 from dreamda.diffusion.pipeline import load_pipeline
-<<<<<<< HEAD
 from dreamda.diffusion.unet import count_rows
-from dreamda.measure.results import provenance, results_dir
-=======
-from dreamda.diffusion.sampler import count_rows
 from dreamda.measure.provenance import provenance, results_dir
->>>>>>> main
 
 LEARNED = 5  # steps, to time
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dreamda.classify.amst import AMSTConfig, train_amst
 from dreamda.classify.training import create_classifier, fit, optimize
-from dreamda.data.images import load_data
+from dreamda.data.datasets import load_data
 from dreamda.measure.provenance import provenance, results_dir
 
 SYNTHETIC = 256  # images

@@ -16,7 +16,7 @@ import pytest
 import torchvision
 
 from dreamda.classify.training import load_classifier, predict
-from dreamda.data.images import load_folder
+from dreamda.data.folders import load_folder
 
 BROWSER = next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None

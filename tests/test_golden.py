@@ -36,13 +36,15 @@ from dreamda.classify.amst import AMSTConfig, plain, train_amst
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
-from dreamda.data.images import Images, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, suited
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
-from dreamda.experiments.crossval import folds
+from dreamda.data.splits import folds
 
 # ---------------------------------------------------------------------------- adapters: data
 

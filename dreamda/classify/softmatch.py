@@ -27,7 +27,9 @@ from dreamda.classify.training import (
     training_device,
     transform_for,
 )
-from ..data.images import Images, Source, _hash_part, scarce_split
+from ..data.folders import Source
+from ..data.images import Images
+from ..data.splits import hash_split, scarce_split
 
 # %% ../../nbs/4_classify/08_softmatch.ipynb #0d2a1726
 class SoftMatchWeight(nn.Module):
@@ -95,7 +97,7 @@ def semi_split(
     given = set(labelled.keys)
     rest = own.subset([i for i, key in enumerate(own.keys) if key not in given])
     if not (source.test and (part == 'test' or source.val)):
-        test, rest = _hash_part(rest, held_out)
+        test, rest = hash_split(rest, held_out)
     if more:
         rest = Images(
             rest.items + more.items,

@@ -18,10 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import Images
-from .clip import fill_template, load_clip
+from .clip import Clip, fill_template, load_clip
 from .embeddings import Conditioning, encode_prompts
 from .latents import encode_images, image_size, to_tensor
-from .clip import Clip
 from .sampler import make_generator, sample_noise
 from .unet import predict
 from ..utils import write_atomic

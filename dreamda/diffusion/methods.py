@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..data.images import Images
+from .clip import TEMPLATE, fill_template
 from .conditioning import ClassTokens, Guide, ImageEmbeddings, learn
+from .embeddings import encode_prompts
 from .inversion import ddim_invert, dpm_encode, noise_start, sdedit_start
 from .inversion_cache import Inversions
-from .perturbation import Perturbation
-from .clip import TEMPLATE, fill_template
-from .embeddings import encode_prompts
 from .latents import decode_latents, encode_images, image_size, to_tensor
+from .perturbation import Perturbation
 from .sampler import InitialState, denoise, make_generator
 from .schedule import get_timesteps
 

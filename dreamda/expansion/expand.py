@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.images import Images, fit_square
+from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
 from ..diffusion.conditioning import learn
 from ..diffusion.finetune import finetune
 from ..diffusion.inversion_cache import Inversions
-from ..diffusion.methods import Method, generate, plan, read_method
-from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
 from ..diffusion.latents import flagged, image_size, to_pil
+from ..diffusion.methods import Method, generate, plan, read_method
 from ..diffusion.pipeline import load_pipeline
 from dreamda.expansion.record import (
     at_work,

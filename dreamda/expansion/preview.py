@@ -16,8 +16,8 @@ import numpy as np
 
 from ..data.grid import grid
 from ..data.images import Images, fit_square
-from ..diffusion.methods import Method, generate
 from ..diffusion.latents import image_size
+from ..diffusion.methods import Method, generate
 from .expand import expand
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #98755e63

@@ -25,12 +25,14 @@ from ..classify.amst import label_table
 from ..classify.labelling import LABELLERS, train
 from ..classify.softmatch import fit_softmatch, semi_split
 from ..classify.training import create_classifier, fit, predict
-from ..data.images import Images, load_data, scarce_split, stack
-from ..diffusion.finetune import finetune
-from ..diffusion.methods import METHODS, Method, generate, plan
+from ..data.datasets import load_data
+from ..data.images import Images, stack
+from ..data.splits import scarce_split
 from ..diffusion.checkpoints import weights_hash
-from ..diffusion.latents import image_size, to_pil
 from ..diffusion.clip import Clip
+from ..diffusion.finetune import finetune
+from ..diffusion.latents import image_size, to_pil
+from ..diffusion.methods import METHODS, Method, generate, plan
 from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
