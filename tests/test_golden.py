@@ -32,7 +32,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamda.classify.amst import AMSTConfig, plain, train_amst
+from dreamda.classify.amst import train_amst
+from dreamda.classify.head_labels import AMSTConfig
+from dreamda.classify.heads import extract_classifier
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
@@ -148,7 +150,7 @@ def train_amst_in_rounds():
     """Return a classifier after two rounds of self-training, and the table of labels."""
     config = AMSTConfig(rounds=2, auxiliary=True, tau=0.01, dropout=0.2)
     model, table = train_amst(new_classifier(), *load_labelled(), config, **SELF_TRAINING_LOOP)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_with_labeller(name):
@@ -157,7 +159,7 @@ def train_with_labeller(name):
     if name.startswith("amst"):
         settings = {**SELF_TRAINING_LOOP, **SELF_TRAINING}
     model, table = train(name, new_classifier(), *load_labelled(), **settings)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_semi_supervised():
