@@ -42,7 +42,7 @@ from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
 from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
-from dreamda.diffusion.methods import METHODS, suited
+from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
@@ -107,7 +107,8 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    method = suited(name, "tiny", num_inference_steps=INFERENCE_STEPS, **LEARNING.get(name, {}))
+    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    method = method_for_model(name, "tiny", **few)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
@@ -119,7 +120,7 @@ def make_variants(name, prompts=None):
 def tune(learn, lr, **settings):
     """Return the U-Net's and the text encoder's weights after fine-tuning, and the losses."""
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
-    tuned = finetune(load_tiny(), load_tuning_images(), 5, **settings)
+    tuned = finetune(load_tiny(), load_tuning_images(), steps=5, **settings)
     losses = [loss for _, loss in tuned.finetune_losses]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
