@@ -37,7 +37,11 @@ from dreamda.classify.head_labels import AMSTConfig
 from dreamda.classify.heads import extract_classifier
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
-from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
+from dreamda.classify.augment import POLICIES
+from dreamda.classify.batches import MIXINGS
+from dreamda.classify.models import create_classifier
+from dreamda.classify.prediction import predict
+from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
 from dreamda.data.splits import scarce_split
@@ -46,7 +50,7 @@ from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
-from dreamda.data.splits import folds
+from dreamda.experiments.crossval import folds
 
 # ---------------------------------------------------------------------------- adapters: data
 

@@ -19,7 +19,7 @@ from dreamda.classify.head_labels import (
 )
 from .heads import MultiHeadClassifier
 from .softmatch import SoftMatchWeight
-from .training import Views, amp
+from .loading import Views, amp
 
 # %% ../../nbs/4_classify/13_consistency.ipynb #73ea1fb5
 def stage3_loss(
