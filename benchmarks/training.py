@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from dreamda.classify.amst import train_amst
 from dreamda.classify.head_labels import AMSTConfig
-from dreamda.classify.training import create_classifier, fit, optimize
-from dreamda.data.images import load_data
+from dreamda.classify.loop import optimize
+from dreamda.classify.models import create_classifier
+from dreamda.classify.training import fit
+from dreamda.data.datasets import load_data
 from dreamda.measure.provenance import provenance, results_dir
 
 SYNTHETIC = 256  # images

@@ -4,8 +4,12 @@ import numpy as np
 import pandas as pd
 
 from dreamda.classify.amst import train_amst
-from dreamda.classify.training import accuracy, create_classifier, fit, predict
-from dreamda.data.images import load_data, scarce_split
+from dreamda.classify.models import create_classifier
+from dreamda.classify.prediction import accuracy
+from dreamda.classify.prediction import predict
+from dreamda.classify.training import fit
+from dreamda.data.datasets import load_data
+from dreamda.data.splits import scarce_split
 
 WRONG = 5  # every fifth seed label is wrong
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torchvision
 
-from dreamda.classify.training import load_classifier, predict
-from dreamda.data.images import load_folder
+from dreamda.classify.models import load_classifier
+from dreamda.classify.prediction import predict
+from dreamda.data.folders import load_folder
 
 BROWSER = next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None

@@ -12,20 +12,17 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
+from .batches import batches
+from .config import TrainConfig
 from .consistency import Stage3, consistency_probs, start_weight
 from .head_labels import AMSTConfig, first_updates, stage1_loss, stage2
 from .heads import MultiHeadClassifier
-from dreamda.classify.training import (
-    Views,
-    batches,
-    check_outputs,
-    optimize,
-    targets_as,
-    transform_for,
-)
+from .loading import targets_as
+from .loop import optimize
+from .models import check_outputs
+from .training import view_data
 from ..data.images import Images
 
 # %% ../../nbs/4_classify/14_amst.ipynb #98dd2aee
@@ -104,9 +101,9 @@ def train_amst(
     first = first_updates(updates, config.stage1)
     check_outputs(model, real.classes)
     seed_classes = targets_as(synthetic, real.classes)
-    size = resolve_model_data_config(model)['input_size'][-1]
-    views = [transform_for(model, p, size, flip=flip, scale=scale) for p in (policy, config.strong)]
-    data = Views([real, synthetic], real.targets + [-1 - c for c in seed_classes], size, *views)
+    targets = real.targets + [-1 - c for c in seed_classes]
+    weak = TrainConfig(policy=policy, flip=flip, scale=scale)
+    data = view_data(model, [real, synthetic], targets, weak, config.strong)
     training = dict(device=device, num_workers=num_workers, seed=seed, **optimizer)
 
     model = MultiHeadClassifier(model, config.dropout, config.multi_head, seed)

@@ -18,8 +18,8 @@ from dreamda.classify.head_labels import (
     stage1_loss,
 )
 from .heads import MultiHeadClassifier
+from .loading import Views, amp
 from .softmatch import SoftMatchWeight
-from .training import Views, amp
 
 # %% ../../nbs/4_classify/13_consistency.ipynb #73ea1fb5
 def stage3_loss(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .heads import MultiHeadClassifier, mc_dropout, orthogonality, uncertainty
 from .label_table import label_table
-from .training import Views, amp, load_batches, seeded, targets_as
+from .loading import Views, amp, load_batches, targets_as
+from .models import seeded
 from ..data.images import Images
 
 # %% ../../nbs/4_classify/12_head_labels.ipynb #45335be9

@@ -9,7 +9,7 @@ __all__ = ['MultiHeadClassifier', 'orthogonality', 'mc_dropout', 'uncertainty', 
 import torch
 from torch import Tensor, nn
 
-from .training import seeded
+from .models import seeded
 
 # %% ../../nbs/4_classify/11_heads.ipynb #6f723d84
 def _create_head(width, num_classes, dropout):

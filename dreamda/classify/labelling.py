@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from .amst import train_amst
 from .head_labels import AMSTConfig, first_updates
 from .label_table import accepted_images, label_table
+from .loading import targets_as
+from .prediction import predict
 from .soft_labels import train_soft
-from .training import fit, predict, targets_as
+from .training import fit
 from ..data.images import Images
 from ..diffusion.clip import TEMPLATE, fill_template, load_clip
 from ..utils import write_atomic

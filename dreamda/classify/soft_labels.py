@@ -9,21 +9,17 @@ __all__ = ['soft_loss', 'mixup', 'train_soft']
 import numpy as np
 import pandas as pd
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from .batches import batches
+from .config import TrainConfig
 from .head_labels import first_updates
 from .label_table import label_table
-from dreamda.classify.training import (
-    Augmented,
-    batches,
-    check_outputs,
-    optimize,
-    predict,
-    targets_as,
-    training_device,
-    transform_for,
-)
+from .loading import targets_as, training_device
+from .loop import optimize
+from .models import check_outputs
+from .prediction import predict
+from .training import image_data
 from ..data.images import Images
 
 # %% ../../nbs/4_classify/15_soft_labels.ipynb #4155b9ed
@@ -119,9 +115,8 @@ def train_soft(
     check_outputs(model, real.classes)
     first = first_updates(updates, stage1)
     n_real, n_synthetic = len(real), len(synthetic)
-    transform = transform_for(model, policy, flip=flip, scale=scale)
-    size = resolve_model_data_config(model)['input_size'][-1]
-    data = Augmented([real, synthetic], range(n_real + n_synthetic), size, transform)
+    augmentation = TrainConfig(policy=policy, flip=flip, scale=scale)
+    data = image_data(model, [real, synthetic], range(n_real + n_synthetic), augmentation)
     plan = batches(n_real, 0, first, batch_size, seed=seed)
     plan += batches(
         n_real, n_synthetic, updates - first, batch_size, synthetic_fraction, seed, mixing, origins

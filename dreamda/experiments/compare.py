@@ -23,9 +23,13 @@ from torch import nn
 
 from ..classify.label_table import label_table
 from ..classify.labelling import LABELLERS, train
+from ..classify.models import create_classifier
+from ..classify.prediction import predict
 from ..classify.softmatch import fit_softmatch, semi_split
-from ..classify.training import create_classifier, fit, predict
-from ..data.images import Images, load_data, scarce_split, stack
+from ..classify.training import fit
+from ..data.datasets import load_data
+from ..data.images import Images, stack
+from ..data.splits import scarce_split
 from ..diffusion.checkpoints import weights_hash
 from ..diffusion.clip import Clip
 from ..diffusion.finetune import finetune
@@ -96,12 +100,7 @@ def _size(setup):
 
 
 def _classifier(setup, classes, seed=0):
-    weights = (
-        dict(checkpoint=setup.pretrained)
-        if isinstance(setup.pretrained, str)
-        else dict(pretrained=setup.pretrained)
-    )
-    return create_classifier(setup.classifier, classes, _size(setup), seed=seed, **weights)
+    return create_classifier(setup.classifier, classes, _size(setup), setup.pretrained, seed=seed)
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #e1d0dce6
 def autocast(setup: Setup):
@@ -377,7 +376,7 @@ def measure(
         min(len(fake), len(real)) > fake.shape[1]
     )  # FID of fewer samples than dimensions is meaningless
     return dict(
-        label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets),
+        label_preservation=label_preservation(predict(judge, made), made.targets),
         diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)])
         if setup.expansion > 1
         else float('nan'),
