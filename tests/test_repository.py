@@ -111,7 +111,7 @@ def test_results_keep_the_schema(root):
 
 
 def test_workflows(root):
-    "Valid, asking for no more rights than they need, with actions pinned to a major version; tested are the versions that settings.ini allows from"
+    "Few rights, actions pinned to a major version, and Python from the version in settings.ini"
     for p in (root / '.github' / 'workflows').glob('*.yml'):
         w = yaml.safe_load(p.read_text())
         assert w['permissions'] == {'contents': 'read'} and w[True], p.name  # `on` is true in YAML
