@@ -41,7 +41,9 @@ from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import predict
 from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import fit
-from dreamda.data.images import Images, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
@@ -105,6 +107,7 @@ def load_three_classes():
 
 INFERENCE_STEPS = 6
 LEARNING = {"di": {"steps": 3}, "da_fusion": {"steps": 3}}
+PLAIN = ("sd", "sdedit", "dreamda", "dreamda_paper")  # with the paper's template
 VARIANTS = {"bot": 3, "da_fusion": 4}  # as many as the method has kinds of variants; else 2
 PROMPTS = {name: [f"a bold {name}", f"the {name}", f"a thin {name}"] for name in CLASSES}
 
@@ -117,8 +120,10 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
-    method = method_for_model(name, "tiny", **few)
+    settings = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    if name in PLAIN:
+        settings["template"] = "A photo of a {class}"
+    method = method_for_model(name, "tiny", **settings)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
@@ -132,7 +137,7 @@ def tune(learn, lr, **settings):
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
     images = keep_classes(split_digits(3)[0], CLASSES)
     tuned = finetune(load_tiny(), images, steps=5, **settings)
-    losses = [loss for _, loss in tuned.finetune_losses]
+    losses = [loss for _, loss in tuned.finetuned["losses"]]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
 
