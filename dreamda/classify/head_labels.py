@@ -33,7 +33,7 @@ class AMSTConfig:
     norm: str = 'sum'  # of the orthogonality: 'sum' or 'mean' of the absolute entries
     passes: int = 10  # of MC dropout, at least 2
     variance_of: str = 'predicted'  # or 'all', see `uncertainty`
-    seed_share: float | None = 0.5  # assumed share of right seed labels; None: they are not used
+    seed_odds: float = 9.0  # of the seed's class to any other, before a head has looked; 1: unused
     tau: float | None = None  # largest uncertainty of an accepted image; None: `surest` decides
     surest: float = 0.8  # share that is accepted of the images on which all heads agree
     own_view: bool = True  # a pair labels the view that it learns from; False: the weak view
@@ -124,12 +124,12 @@ def accept(
 def seed_prior(
     seed_classes: Tensor,  # (N,) classes of the seeds
     num_classes: int,  # C
-    seed_share: float | None,  # assumed share of variants that show their seed's class; None: 1/C
+    odds: float,  # of the seed's class to any other, above 0
 ) -> Tensor:  # (N,C), rows sum to 1
     "Class probabilities of variants of which nothing but the seed is known"
-    share = 1 / num_classes if seed_share is None else seed_share
-    prior = torch.full((len(seed_classes), num_classes), (1 - share) / (num_classes - 1))
-    return prior.to(seed_classes.device).scatter(1, seed_classes[:, None], share)
+    prior = torch.ones(len(seed_classes), num_classes, device=seed_classes.device)
+    prior.scatter_(1, seed_classes[:, None], odds)
+    return prior / (num_classes - 1 + odds)
 
 
 def posterior(
@@ -182,7 +182,7 @@ def stage2(
     "The labels of the synthetic images. Each view goes through the backbone once"
     indices = [*range(len(data) - len(synthetic), len(data))]
     seed_classes = torch.tensor(targets_as(synthetic, classes))
-    prior = seed_prior(seed_classes, len(classes), config.seed_share)
+    prior = seed_prior(seed_classes, len(classes), config.seed_odds)
     with seeded(seed):
         voters = _head_features(model, data, indices, config, num_workers)
         prior = prior.to(voters[0][0].device)
