@@ -43,7 +43,9 @@ from dreamda.classify.batches import MIXINGS
 from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import predict
 from dreamda.classify.training import fit
-from dreamda.data.images import Images, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
