@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_CANDIDATES', 'UNITS', 'Candidate', 'load_candidates', 'parse_budget']
 
-# %% ../../nbs/6_experiments/06_candidates.ipynb #e241ad5d
+# %% ../../nbs/6_experiments/06_candidates.ipynb #9309a3c5
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ import dreamda
 from ..classify.config import TrainConfig
 from ..diffusion.methods import get_method
 
-# %% ../../nbs/6_experiments/06_candidates.ipynb #c6ae89ab
+# %% ../../nbs/6_experiments/06_candidates.ipynb #034ce0bc
 @dataclass(frozen=True)
 class Candidate:
     "A way to train a classifier: which synthetic images it uses, and how"
@@ -31,7 +31,7 @@ class Candidate:
         "What its synthetic images depend on; None for real images only"
         return None if self.method is None else (self.method, tuple(sorted(self.settings.items())))
 
-# %% ../../nbs/6_experiments/06_candidates.ipynb #841f20d2
+# %% ../../nbs/6_experiments/06_candidates.ipynb #ce733ede
 DEFAULT_CANDIDATES = Path(dreamda.__file__).parent / 'experiments' / 'candidates.yaml'
 
 
@@ -80,7 +80,7 @@ def load_candidates(
         )
     return candidates
 
-# %% ../../nbs/6_experiments/06_candidates.ipynb #bad6c8c0
+# %% ../../nbs/6_experiments/06_candidates.ipynb #ffea13b8
 UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
 
 
