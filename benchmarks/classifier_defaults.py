@@ -3,8 +3,8 @@
     python benchmarks/classifier_defaults.py caltech101 clothing10   # folders of class folders
     python benchmarks/classifier_defaults.py ... --tune full last    # the ways that take long
 
-Writes results/classifier_defaults/TUNE.csv: the accuracy on validation images for each way to train,
-image size, learning rate and number of updates, and the seconds of processor time that it took.
+Writes results/classifier_defaults/TUNE.csv: for each way to train, image size, learning rate and
+number of updates the accuracy on validation images and the seconds of processor time that it took.
 From each class five images are trained on and up to ten are validation images; both are taken from
 those of the train part whose key has an odd hash, so that the test part plays no role.
 """
