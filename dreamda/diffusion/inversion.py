@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .ddim import Prediction, ddim_std, ddim_step
+from .ddim import Prediction, ddim_std, ddim_step, prediction_type
 from .embeddings import Conditioning
+from .latents import execution_device, latent_shape
 from .sampler import InitialState, sample_noise
 from .schedule import alphas
 from .unet import predict
@@ -27,10 +28,8 @@ def noise_start(
     timesteps: list[int],  # decreasing
 ) -> InitialState:  # of B rows
     "Pure noise, as text-to-image starts."
-    side = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, side, side)
-    like = torch.zeros(1, device=pipe.device)
-    return InitialState(sample_noise(generators, shape, like), timesteps)
+    like = torch.zeros(1, device=execution_device(pipe))
+    return InitialState(sample_noise(generators, latent_shape(pipe), like), timesteps)
 
 # %% ../../nbs/2_diffusion/11_inversion.ipynb #86dc3486
 def sdedit_start(
@@ -51,8 +50,12 @@ def sdedit_start(
 def _linear_output(pipe, prediction: Prediction, a_t: float):
     "Factors p, q and the model's output m, such that the clean latent is p x_t - q m"
     signal, noise = a_t**0.5, (1 - a_t) ** 0.5
-    if pipe.scheduler.config.prediction_type == 'v_prediction':
+    kind = prediction_type(pipe)
+    if kind == 'v_prediction':
         return signal, noise, signal * prediction.eps - noise * prediction.x0
+    if kind == 'flow':
+        total = signal + noise
+        return 1 / total, noise / total, prediction.eps - prediction.x0
     return 1 / signal, noise / signal, prediction.eps
 
 # %% ../../nbs/2_diffusion/11_inversion.ipynb #94bb33e3
@@ -118,7 +121,8 @@ def _check_noise_in_each_step(levels: list[tuple[float, float]], eta: float):
     if any(not ddim_std(a_t, a_prev, eta) for a_t, a_prev in levels):
         raise ValueError(
             f'eta {eta} adds no noise in some step, so none can be kept: give an eta above 0, and '
-            f'a scheduler with set_alpha_to_one=False and timestep_spacing leading or trailing'
+            f'a scheduler with set_alpha_to_one=False and timestep_spacing leading or trailing; '
+            f'for few-step and flow models use DDIM inversion'
         )
 
 # %% ../../nbs/2_diffusion/11_inversion.ipynb #4dd96843

@@ -6,21 +6,38 @@
 __all__ = ['SITES', 'NoiseSource', 'Perturbation']
 
 # %% ../../nbs/2_diffusion/10_perturbation.ipynb #8dcb2b4c
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
 # %% ../../nbs/2_diffusion/10_perturbation.ipynb #5f271942
 SITES = ('x0', 'xT', 'xt', 'encoder', 'decoder', 'bottleneck')
 NoiseSource = Callable[[tuple[int, ...]], Tensor]  # (shape of a row) -> (B,*shape) unit normal
+
+# %% ../../nbs/2_diffusion/10_perturbation.ipynb #7165aa2e
+def _find_blocks(net: torch.nn.Module, site: str) -> list[torch.nn.Module]:
+    "The modules whose output is perturbed; ValueError if the network has no such site"
+    if hasattr(net, 'mid_block'):
+        sites = {
+            'encoder': list(net.down_blocks),
+            'bottleneck': [net.mid_block],
+            'decoder': list(net.up_blocks),
+        }
+        if site not in sites:
+            raise ValueError(f'a U-Net has no site {site!r}: use {", ".join(sites)}')
+        return sites[site]
+    blocks = [*net.transformer_blocks, *getattr(net, 'single_transformer_blocks', [])]
+    if not site.startswith('block'):
+        raise ValueError(f"a transformer has no site {site!r}: use 'block', the middle one")
+    number = int(site.partition(':')[2] or len(blocks) // 2)
+    if number >= len(blocks):
+        raise ValueError(f'the transformer has blocks 0 to {len(blocks) - 1}, not {number}')
+    return [blocks[number]]
 
 # %% ../../nbs/2_diffusion/10_perturbation.ipynb #157ad58e
 def _std_of_rows(x: Tensor) -> Tensor:  # (B,...) -> (B,1,...)
@@ -31,22 +48,30 @@ def _std_of_rows(x: Tensor) -> Tensor:  # (B,...) -> (B,1,...)
 class Perturbation:
     "Gaussian noise at one place of the reverse process (DreamDA, Eq. 6 and Table 1)."
 
-    site: str = 'bottleneck'  # one of `SITES`
+    site: str = 'bottleneck'  # one of `SITES`, or 'block:k'
     sigma: float = 3.0  # standard deviation of the noise, 0 or more; 0 changes nothing
     relative: bool = False  # `sigma` in units of the feature's own standard deviation
     share_cfg_noise: bool = False  # the same noise for the unconditional and the conditional row
     asymmetric: bool = True  # Eq. 6; False: the perturbed prediction in both places
 
     def __post_init__(self):
-        if self.site not in SITES:
-            raise ValueError(f'unknown perturbation site {self.site!r}: one of {", ".join(SITES)}')
+        if self.site not in SITES and not re.fullmatch(r'block(:\d+)?', self.site):
+            raise ValueError(
+                f'unknown perturbation site {self.site!r}: one of {", ".join(SITES)}, '
+                f"or 'block:k' for block k of a transformer"
+            )
         if not 0 <= self.sigma < float('inf'):
             raise ValueError(f'sigma is {self.sigma}: a standard deviation is 0 or more')
 
     @property
     def in_unet(self) -> bool:
-        "Whether the noise is added inside the U-Net, not to the latents."
-        return self.site in ('encoder', 'decoder', 'bottleneck')
+        "Whether the noise is added inside the network, not to the latents."
+        return self.site not in ('x0', 'xT', 'xt')
+
+    @property
+    def after_encoder(self) -> bool:
+        "Whether a U-Net's encoder is the same with and without the noise."
+        return self.site in ('bottleneck', 'decoder')
 
     def on_latents(
         self,
@@ -63,12 +88,12 @@ class Perturbation:
 
     def feature_noise(
         self,
-        feature: Tensor,  # (G*B,C,h,w): with guidance G is 2, unconditional rows first
+        feature: Tensor,  # (G*B,...): with guidance G is 2, unconditional rows first
         noise: NoiseSource,
         batch_size: int,  # B
-    ) -> Tensor:  # (G*B,C,h,w)
+    ) -> Tensor:  # (G*B,...)
         "Scaled noise for a feature, drawn for each variant apart: independent of the batch."
-        grouped = feature.unflatten(0, (-1, batch_size)).transpose(0, 1)  # (B,G,C,h,w)
+        grouped = feature.unflatten(0, (-1, batch_size)).transpose(0, 1)  # (B,G,...)
         if self.share_cfg_noise:
             sample = noise(grouped.shape[2:])[:, None].expand_as(grouped)
         else:
@@ -77,20 +102,15 @@ class Perturbation:
         return (scale * sample).to(feature.dtype).transpose(0, 1).flatten(0, 1)
 
     @contextmanager
-    def on_unet(
+    def on_network(
         self,
-        unet: 'UNet2DConditionModel',
+        net: torch.nn.Module,  # a U-Net or a flow transformer
         noise: NoiseSource,
         batch_size: int,  # variants in the batch
     ) -> Iterator[None]:
         "A context in which noise is added to the outputs of the site's blocks."
-        blocks = {
-            'encoder': unet.down_blocks,
-            'bottleneck': [unet.mid_block],
-            'decoder': unet.up_blocks,
-        }
         hook = partial(self._add_noise, noise, batch_size)
-        handles = [b.register_forward_hook(hook) for b in blocks.get(self.site, [])]
+        handles = [b.register_forward_hook(hook) for b in _find_blocks(net, self.site)]
         try:
             yield
         finally:
@@ -100,6 +120,10 @@ class Perturbation:
     def _add_noise(self, noise, batch_size, module, args, output):
         if torch.is_tensor(output):
             return output + self.feature_noise(output, noise, batch_size)
-        feature, skips = output  # of a down block; the last skip connection is the feature
+        feature, skips = output
+        if not isinstance(skips, tuple):  # of a transformer block: text and image tokens
+            text, feature = output
+            return text, feature + self.feature_noise(feature, noise, batch_size)
+        # A down block: the last skip connection is the feature.
         perturbed = feature + self.feature_noise(feature, noise, batch_size)
         return perturbed, tuple(perturbed if skip is feature else skip for skip in skips)
