@@ -5,7 +5,7 @@ BIN := .venv/bin
 CHECKSUMS := find nbs dreamda README.md \( -name '*.ipynb' -o -name '*.py' -o -name README.md \) \
 	-not -path '*/.ipynb_checkpoints/*' -exec cksum {} + | sort -k 3
 
-.PHONY: help demo test tables tables-quick photos docs soak export clean env
+.PHONY: help demo test lint tables tables-quick photos docs soak export clean env
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -24,10 +24,15 @@ test: env ## install what is needed, run all tests
 	@$(CHECKSUMS) > .venv/after
 	@changed=$$(diff .venv/before .venv/after | sed -n 's/^[<>] [0-9]* [0-9]* //p' | sort -u); test -z "$$changed" || \
 		{ printf 'No, `make export` had to change these (see `git diff`):\n%s\n' "$$changed"; exit 1; }
+	@$(MAKE) -s --no-print-directory lint
 	@echo '== Does every notebook run?'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	@echo '== What a cell cannot show'
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 10 --ignore tests/test_style.py
+
+lint: env ## check format and style of notebooks, tests and docs, and count what CONTRIBUTING promises
+	@echo '== Is the style that of CONTRIBUTING?'
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_style.py -q
 
 TABLES = OMP_NUM_THREADS=1 $(BIN)/papermill nbs/$(1).ipynb out/tables/$(1)$(3).ipynb $(2) $(if $(DATA),-p data $(DATA)) $(if $(MODEL),-p model $(MODEL))
 

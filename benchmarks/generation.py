@@ -23,18 +23,21 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamda.data.images import Images
-from dreamda.diffusion.inversion import sdedit_start
-from dreamda.diffusion.methods import generate, get_method
-from dreamda.diffusion.perturbation import Perturbation
 from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.ddim import ddim_std, ddim_step, to_prediction
 from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.generate import generate
+from dreamda.diffusion.inversion import sdedit_start
 from dreamda.diffusion.latents import decode_latents, encode_images, to_tensor
+from dreamda.diffusion.methods import get_method
+from dreamda.diffusion.perturbation import Perturbation
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.pretrain import scheduler
-from dreamda.diffusion.ddim import ddim_std, ddim_step, to_prediction
-from dreamda.diffusion.sampler import InitialState, sample_noise, make_generator, denoise
+from dreamda.diffusion.sampler import InitialState, denoise, make_generator, sample_noise
 from dreamda.diffusion.schedule import alphas, get_timesteps
+from dreamda.diffusion.starts import DPMEncoder
 from dreamda.diffusion.unet import count_rows
+from dreamda.diffusion.variants import sample_variants
 from dreamda.measure.provenance import provenance, results_dir
 
 GUIDANCE, KIND = 7.5, 'cat'
@@ -163,7 +166,8 @@ def ways(pipe, seeds, variants, steps, batch_size):
             asymmetric=asymmetric,
             **start,
         )
-        return lambda: generate(pipe, m, images, pairs, batch_size=batch_size)
+        drawn = sample_variants(m, images, pairs)
+        return lambda: generate(pipe, m, images, drawn, batch_size=batch_size)
 
     def one_by_one(strength):
         return lambda: [
@@ -173,7 +177,7 @@ def ways(pipe, seeds, variants, steps, batch_size):
 
     found = {('text-to-image', 1.0): text_to_image}
     encoded = dict(
-        start='encoded', eta=1.0, source_template=''
+        start=DPMEncoder(source_template=''), eta=1.0
     )  # as the released code starts, but once for a seed
     for s in (1.0, 0.8):
         found |= {

@@ -17,10 +17,12 @@ import torch
 from tqdm import tqdm
 
 from dreamda.data.images import load_data, scarce_split
-from dreamda.diffusion.conditioning import learn
-from dreamda.diffusion.methods import METHODS, generate, get_method
+from dreamda.diffusion.conditioning import learn_embeddings
+from dreamda.diffusion.generate import generate
+from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.unet import count_rows
+from dreamda.diffusion.variants import sample_variants
 from dreamda.measure.provenance import provenance, results_dir
 
 LEARNED = 5  # steps, to time
@@ -35,9 +37,15 @@ def rounds_of(pipe, images, methods, variants, rounds):
         {k: [] for k in methods},
     )
     for k, m in methods.items():
-        if m.learned:
-            given[k] = learn(pipe, replace(m.learned, steps=1), images, m.template)
-    make = lambda k: generate(pipe, methods[k], images, pairs, learned=given.get(k))
+        if how := m.conditioning.learned:
+            given[k] = learn_embeddings(pipe, replace(how, steps=1), images)
+    make = lambda k: generate(
+        pipe,
+        methods[k],
+        images,
+        sample_variants(methods[k], images, pairs),
+        learned=given.get(k),
+    )
     for k in tqdm(methods, desc='counting'):  # this warms up, too
         with count_rows(pipe.unet) as counted:
             make(k)
@@ -54,17 +62,17 @@ def rounds_of(pipe, images, methods, variants, rounds):
 def learning(pipe, images, m, variants, rounds):
     "Rows forwards (as many go backwards) and seconds of learning, for each image that is made"
     steps, took, share = (
-        m.learned.steps,
+        m.conditioning.learned.steps,
         [],
-        len(m.learned.owners(images)) / (len(images) * variants),
+        len(m.conditioning.learned.owners(images)) / (len(images) * variants),
     )
     for _ in range(rounds):
         start = time.perf_counter()
-        learn(pipe, replace(m.learned, steps=LEARNED), images, m.template)
+        learn_embeddings(pipe, replace(m.conditioning.learned, steps=LEARNED), images)
         took.append((time.perf_counter() - start) / (len(images) * variants) / LEARNED * steps)
     return dict(
         learning_steps=steps,
-        learning_rows=steps * m.learned.batch_size * share,
+        learning_rows=steps * m.conditioning.learned.batch_size * share,
         learning_seconds=median(took),
     )
 
@@ -87,7 +95,7 @@ if __name__ == '__main__':
     learned = {
         k: learning(pipe, images, METHODS[k], args.variants, args.rounds)
         for k in names
-        if METHODS[k].learned
+        if METHODS[k].conditioning.learned
     }
     for what, methods in (
         ('published', {k: METHODS[k] for k in names}),

@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dreamda.classify.amst import AMSTConfig, train_amst
-from dreamda.classify.training import create_classifier, fit, optimize
+from dreamda.classify.amst import train_amst
+from dreamda.classify.head_labels import AMSTConfig
+from dreamda.classify.loop import optimize
+from dreamda.classify.models import create_classifier
+from dreamda.classify.training import fit
 from dreamda.data.images import load_data
 from dreamda.measure.provenance import provenance, results_dir
 
@@ -65,7 +68,7 @@ def amst(model, images, updates, batch_size, device, num_workers):
             model,
             images,
             images.subset(range(SYNTHETIC)),
-            AMSTConfig(tau=0),
+            AMSTConfig(tau=-1.0),
             updates=updates,
             batch_size=batch_size,
             device=device,

@@ -42,7 +42,10 @@ html_theme_options = dict(source_repository=cfg['git_url'])
 
 
 def link_names(app, doctree, page):
-    "In text, a public name as code leads to where it is documented; one that two modules define, or that is a parameter on this page too, does not"
+    """Link public names that stand as code in text to where they are documented.
+
+    Names that two modules define, or that are parameters on this page, stay as they are.
+    """
     objects = app.env.domains['py'].objects
     parameters, owners = {n.astext() for n in doctree.findall(addnodes.literal_strong)}, {}
     for full, o in objects.items():

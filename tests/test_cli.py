@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import torchvision
 
-from dreamda.classify.training import load_classifier, predict
+from dreamda.classify.models import load_classifier
+from dreamda.classify.prediction import predict
 from dreamda.data.images import load_folder
 
 BROWSER = next(

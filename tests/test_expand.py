@@ -28,9 +28,10 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import dreamda.expansion.expand as module
 from dreamda.data.images import Images, load_data, load_folder
-from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.diffusion.variants import sample_variants
 from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
 from dreamda.expansion.record import load_synthetic, read_metadata
 from dreamda.measure.provenance import provenance
@@ -455,7 +456,8 @@ def test_not_finite(always, seeds, tmp_path):
     else:
         vae.decode = forward
         with in_fp32(pipe):
-            made = module.generate(pipe, METHOD, seeds, [(0, 0)], 0, 4)
+            variants = sample_variants(METHOD, seeds, [(0, 0)])
+            made = module.generate(pipe, METHOD, seeds, variants, 4)
         assert (
             np.abs(
                 np.asarray(module.to_pil(made)[0]).astype(int)

@@ -32,13 +32,19 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamda.classify.amst import AMSTConfig, plain, train_amst
+from dreamda.classify.amst import train_amst
+from dreamda.classify.head_labels import AMSTConfig
+from dreamda.classify.heads import extract_classifier
 from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.softmatch import fit_softmatch
-from dreamda.classify.training import MIXINGS, POLICIES, create_classifier, fit, predict
+from dreamda.classify.augment import POLICIES
+from dreamda.classify.batches import MIXINGS
+from dreamda.classify.models import create_classifier
+from dreamda.classify.prediction import predict
+from dreamda.classify.training import fit
 from dreamda.data.images import Images, load_data, scarce_split
 from dreamda.diffusion.finetune import finetune
-from dreamda.diffusion.methods import METHODS, suited
+from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
@@ -103,7 +109,8 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    method = suited(name, "tiny", num_inference_steps=INFERENCE_STEPS, **LEARNING.get(name, {}))
+    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    method = method_for_model(name, "tiny", **few)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
@@ -115,7 +122,7 @@ def make_variants(name, prompts=None):
 def tune(learn, lr, **settings):
     """Return the U-Net's and the text encoder's weights after fine-tuning, and the losses."""
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
-    tuned = finetune(load_tiny(), load_tuning_images(), 5, **settings)
+    tuned = finetune(load_tiny(), load_tuning_images(), steps=5, **settings)
     losses = [loss for _, loss in tuned.finetune_losses]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
@@ -146,7 +153,7 @@ def train_amst_in_rounds():
     """Return a classifier after two rounds of self-training, and the table of labels."""
     config = AMSTConfig(rounds=2, auxiliary=True, tau=0.01, dropout=0.2)
     model, table = train_amst(new_classifier(), *load_labelled(), config, **SELF_TRAINING_LOOP)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_with_labeller(name):
@@ -155,7 +162,7 @@ def train_with_labeller(name):
     if name.startswith("amst"):
         settings = {**SELF_TRAINING_LOOP, **SELF_TRAINING}
     model, table = train(name, new_classifier(), *load_labelled(), **settings)
-    return plain(model), table
+    return extract_classifier(model), table
 
 
 def train_semi_supervised():

@@ -12,7 +12,7 @@ from dreamda.expansion.expand import expand
 from dreamda.expansion.record import read_metadata
 
 torch.set_num_threads(1)
-FEW = dict(di=dict(steps=2), da_fusion=dict(steps=2))
+FEW = dict(di=dict(steps=2), da_fusion=dict(steps=2), diff_ii=dict(inversion_steps=10))
 
 
 @pytest.fixture(scope='module')
@@ -50,13 +50,15 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         lines = read_metadata(out)
         for l in lines:
             own = l['seed_image'].split('/')[0]
-            assert l['file_name'].startswith(l['class'] + '/') and (l['class'] == own) == (
-                name != 'diff_mix'
-            )
-            if name == 'diff_mix':
+            assert l['file_name'].startswith(l['class'] + '/')
+            if name == 'diff_mix' and l['class'] != own:
                 assert l['label'] == pytest.approx({own: 1 - 0.7**0.8, l['class']: 0.7**0.8})
-            if name in ('di', 'diff_ii'):
+            else:
+                assert l['class'] == own and 'label' not in l
+            if name in ('di', 'diff_ii', 'dreamda_between'):
                 assert l['partner'].split('/')[0] == own and l['partner'] != l['seed_image']
+        if name == 'diff_mix':  # the class is drawn from all
+            assert {l['class'] == l['seed_image'].split('/')[0] for l in lines} == {True, False}
         before = {f: np.array(made[i][0]).astype(int) for i, f in enumerate(made.keys)}
         gone = out / lines[4]['file_name']
         gone.unlink()
@@ -64,7 +66,7 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         assert again.keys == made.keys and all(
             abs(np.array(again[i][0]) - before[f]).max() <= 3 for i, f in enumerate(again.keys)
         )
-    if name in FEW:
+    if name in ('di', 'da_fusion'):
         assert len(list((tmp_path / 'digits-learned').iterdir())) == (4 if name == 'di' else 2)
     if method.uses_others:
         with pytest.raises(ValueError, match='others'):

@@ -22,16 +22,18 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dreamda.data.images import Images
-from dreamda.diffusion.inversion import ddim_invert, dpm_encode
-from dreamda.diffusion.methods import METHODS, generate, get_method
-from dreamda.diffusion.perturbation import SITES, Perturbation
 from dreamda.diffusion.checkpoints import TINY
 from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.generate import generate
+from dreamda.diffusion.inversion import ddim_invert, dpm_encode
 from dreamda.diffusion.latents import image_size
+from dreamda.diffusion.methods import METHODS, get_method
+from dreamda.diffusion.perturbation import SITES, Perturbation
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.diffusion.sampler import InitialState, sample_noise, make_generator, denoise
+from dreamda.diffusion.sampler import InitialState, denoise, make_generator, sample_noise
 from dreamda.diffusion.schedule import alphas, get_timesteps
 from dreamda.diffusion.unet import count_rows
+from dreamda.diffusion.variants import sample_variants
 
 torch.set_num_threads(1)
 BETAS = dict(
@@ -315,7 +317,8 @@ def test_half_precision(name, dtype, folder):
     assert (
         made[1].dtype == torch.float32 and (made[0] - made[1]).abs().mean() < 0.05 * made[0].std()
     )
-    image = generate(half, get_method('dreamda', num_inference_steps=2), photos(), [(0, 0), (0, 1)])
+    method, seeds = get_method('dreamda', num_inference_steps=2), photos()
+    image = generate(half, method, seeds, sample_variants(method, seeds, [(0, 0), (0, 1)]))
     assert image.shape == (2, 3, 16, 16) and image.isfinite().all()
 
 
@@ -373,23 +376,17 @@ def test_compiled(folder):
     close(*made, 1e-3)
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_methods_on_sdxl(method, folder):
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_on_sdxl(name, folder):
     pipe = load_pipeline(folder('sdxl'), device='cpu')
-    changes = dict(di=dict(steps=2), da_fusion=dict(steps=2), gif=dict(clip='tiny')).get(method, {})
-    make = lambda: generate(
-        pipe,
-        get_method(method, num_inference_steps=2, **changes),
-        photos(),
-        [(0, 0), (1, 1), (1, 2)],
-    )
-    if refused := dict(da_fusion='two text encoders', dreamda_paper='adds no noise').get(
-        method
-    ):  # a word for two encoders; a last step without noise, as this scheduler's is
-        with pytest.raises(ValueError, match=refused):
-            make()
+    changes = dict(di=dict(steps=2), da_fusion=dict(steps=2), gif=dict(clip='tiny')).get(name, {})
+    method, seeds = get_method(name, num_inference_steps=2, **changes), photos()
+    variants = sample_variants(method, seeds, [(0, 0), (1, 1), (1, 2)])
+    if name == 'dreamda_paper':  # this scheduler's last step has no noise
+        with pytest.raises(ValueError, match='adds no noise'):
+            generate(pipe, method, seeds, variants)
         return
-    made = make()
+    made = generate(pipe, method, seeds, variants)
     assert made.shape == (3, 3, 16, 16) and made.isfinite().all()
 
 

@@ -332,9 +332,9 @@ def expand(
             pipe = finetune(
                 pipe,
                 images,
-                finetune_steps,
-                finetune_lr,
-                template=method.template,
+                steps=finetune_steps,
+                lr=finetune_lr,
+                template=method.conditioning.template,
                 seed=seed,
                 cache=out.parent / f'{out.name}-finetuned',
                 learn=learn,
@@ -470,7 +470,7 @@ def label(
     \b
     Example:
       dreamda label photos/ out/ --labels amst --tau 0.03"""
-    from dreamda.classify.labelling import acceptance, audit
+    from dreamda.measure.audit import acceptance, plot_audit
     from dreamda.experiments.crossval import (
         SYNTHETIC,
         Recipe,
@@ -502,9 +502,7 @@ def label(
             f'Labelling {len(run.made)} images would take about {_duration(training_seconds(run, recipe, (SYNTHETIC,)))} here. Nothing was written.'
         )
     _, table = train_arm(run, recipe, SYNTHETIC, run.given, run.made, seed, out / 'labels.csv')
-    audit(table, run.given.classes, tau=recipe.label_settings.get('tau')).savefig(
-        out / 'labels.svg'
-    )
+    plot_audit(table, run.given.classes).savefig(out / 'labels.svg')
     _write(out / 'labels.json', recipe=recipe, seed=seed)
     _note(out, data, start)
     changed = (
@@ -572,8 +570,8 @@ def train(
     \b
     Example:
       dreamda train photos/ out/ model/ --classifier resnet18 --seeds 5"""
-    from dreamda.classify.amst import plain
-    from dreamda.classify.training import save_classifier
+    from dreamda.classify.heads import extract_classifier
+    from dreamda.classify.models import save_classifier
     from dreamda.experiments.crossval import (
         ARMS,
         SYNTHETIC,
@@ -636,7 +634,7 @@ def train(
     arm = 'Original' if helped == 'no' else SYNTHETIC
     final, _ = train_arm(run, recipe, arm, run.given, run.made)
     save_classifier(
-        plain(final),
+        extract_classifier(final),
         run.given.classes,
         model,
         arm=arm,

@@ -365,7 +365,7 @@ h3 { font-size: 1rem; margin: .8rem 0 .2rem; overflow-wrap: anywhere } pre, code
 {%- if history %}<p class="soft">Or as it was:</p><pre>{% for h in history %}{{ h.command }}
 {% endfor %}</pre>{% endif %}
 <h2>Settings</h2><div class="scroll" tabindex="0" role="region" aria-label="Settings"><table><tbody>{% for k, v in settings.items() %}<tr><th scope="row">{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}
-{%- if finetuned %}<tr><th scope="row">fine-tuned</th><td>{{ finetuned.steps }} steps at most, {{ finetuned.learn }}, learning rate {{ finetuned.lr }}</td></tr>{% endif %}</tbody></table></div>
+{%- if finetuned %}<tr><th scope="row">fine-tuned</th><td>{{ finetuned.settings.steps }} steps at most, {{ finetuned.settings.learn }}, learning rate {{ finetuned.settings.lr }}; best after {{ finetuned.best_step }} steps</td></tr>{% endif %}</tbody></table></div>
 <details><summary>Versions</summary><table><tbody>{% for k, v in versions.items() %}<tr><th scope="row">{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</tbody></table></details>
 </main></body></html>
 '''

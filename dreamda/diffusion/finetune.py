@@ -153,7 +153,7 @@ def prior_latents(
     m, gens = METHODS['sd'], [make_generator(seed, c, v) for c in classes for v in range(n)]
     prompts, ts = (
         [fill_template(TEMPLATE, c) for c in classes for _ in range(n)],
-        get_timesteps(pipe, METHODS['sd'].num_inference_steps),
+        get_timesteps(pipe, METHODS['sd'].sampler.num_inference_steps),
     )
     parts = range(0, len(prompts), batch_size)
     return torch.cat(
@@ -162,7 +162,7 @@ def prior_latents(
                 pipe,
                 noise_start(pipe, gens[i : i + batch_size], ts),
                 encode_prompts(pipe, prompts[i : i + batch_size]),
-                m.guidance_scale,
+                m.conditioning.guidance_scale,
             )
             for i in parts
         ]
@@ -273,7 +273,9 @@ def finetune(
             part.to(pipe.unet.dtype).requires_grad_(False).eval()
     tuned = type(pipe).from_pipe(pipe, **own)
     tuned.set_progress_bar_config(disable=True)
-    tuned.finetune_losses, tuned.finetuned = losses, settings  # the latter for the record of a run
+    best_step = min(losses, key=lambda l: l[1])[0]
+    tuned.finetune_losses = losses
+    tuned.finetuned = dict(settings=settings, best_step=best_step, losses=losses)
     return tuned
 
 

@@ -24,13 +24,15 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.images import Images, fit_square
-from ..diffusion.conditioning import learn
-from ..diffusion.finetune import finetune
-from ..diffusion.inversion_cache import Inversions
-from ..diffusion.methods import Method, generate, plan, read_method
 from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
+from ..diffusion.conditioning import learn_embeddings
+from ..diffusion.finetune import finetune
+from ..diffusion.generate import generate
+from ..diffusion.inversion_cache import Inversions
 from ..diffusion.latents import flagged, image_size, to_pil
+from ..diffusion.methods import Method, read_method
 from ..diffusion.pipeline import load_pipeline
+from ..diffusion.variants import sample_variants
 from dreamda.expansion.record import (
     at_work,
     clear_errors,
@@ -161,35 +163,32 @@ def good_variants(
         ),
     )
 
-    def make(part, draw, kept):
+    def make(part, kept):
         return generate(
             pipe,
             method,
             known,
-            [(v.image, v.number) for v, _ in part],
-            seed,
+            [v for v, _ in part],
             batch_size,
             kept,
             learned,
-            prompts,
-            draw,
         )
 
     for draw in range(REDRAWS + 1):
         if draw:
             part = list(
                 zip(
-                    plan(
+                    sample_variants(
                         method, images, [(v.image, v.number) for v, _ in part], seed, prompts, draw
                     ),
                     [f for _, f in part],
                 )
             )
-        made = make(part, draw, kept)
+        made = make(part, kept)
         bad = [n for n, x in enumerate(made) if not x.isfinite().all()]
         if bad and any(m.dtype != torch.float32 for m in (pipe.unet, pipe.vae)):
             with in_fp32(pipe):
-                made[bad] = make([part[n] for n in bad], draw, None)
+                made[bad] = make([part[n] for n in bad], None)
         unsafe = flagged(pipe, made)
         wrong |= {
             f: 'the model gave values that are not finite, in full precision too'
@@ -303,7 +302,7 @@ def expand(
         raise ValueError(f'unknown format {format!r}: one of {", ".join(FORMATS)}')
     if shard_size is not None and shard_size < 1:
         raise ValueError(f'shard_size is {shard_size}: at least 1 image, or None for single files')
-    plan(method, images, [], seed, prompts)  # bad prompts fail here
+    sample_variants(method, images, [], seed, prompts)  # bad prompts fail here
     out, stems, (rank, world) = Path(out), variant_names(images), processes()
     settings, output = (
         run_settings(pipe, method, expansion, seed, name, images, prompts),
@@ -319,7 +318,7 @@ def expand(
     def line(v):
         return {
             'seed_image': images.keys[v.image],
-            'class': v.kind,
+            'class': v.class_name,
             **v.record(images),
             'method': name,
             'settings': short,
@@ -328,17 +327,16 @@ def expand(
     def file(v):  # a variant that is told to be of another class goes there
         stem = (
             stems[v.image]
-            if v.kind == class_of(v.image)
-            else f'{v.kind}/{Path(stems[v.image]).name}-{short_hash(stems[v.image])}'
+            if v.class_name == class_of(v.image)
+            else f'{v.class_name}/{Path(stems[v.image]).name}-{short_hash(stems[v.image])}'
         )
         return f'{stem}-{v.number:03d}.{format}'
 
     def learned():
-        return method.learned and learn(
+        return method.conditioning.learned and learn_embeddings(
             pipe,
-            method.learned,
+            method.conditioning.learned,
             images,
-            method.template,
             seed,
             Path(inversions) / 'learned' if inversions else out.with_name(f'{out.name}-learned'),
             settings['weights'],
@@ -403,7 +401,7 @@ def expand(
                     squares = w.squares(group, image_size(pipe))
                     part = [
                         (v, file(v))
-                        for v in plan(
+                        for v in sample_variants(
                             method,
                             images,
                             [(i, v) for i in squares for v in missing(i)],
@@ -467,7 +465,10 @@ def expand_from_run(
         pipe = load_pipeline(said['model']['name'], dtype=getattr(torch, said['model']['dtype']))
         if tuned := said['model'].get('finetuned'):
             pipe = finetune(
-                pipe, images, **tuned, cache=Path(out).with_name(f'{Path(out).name}-finetuned')
+                pipe,
+                images,
+                **tuned['settings'],
+                cache=Path(out).with_name(f'{Path(out).name}-finetuned'),
             )
     if differ := differences(said['model']['weights'], identity(pipe)['weights']):
         raise ValueError(

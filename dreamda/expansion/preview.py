@@ -8,7 +8,6 @@ __all__ = ['preview', 'estimate']
 # %% ../../nbs/3_expansion/04_preview.ipynb #ded6e6c9
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,8 +15,10 @@ import numpy as np
 
 from ..data.grid import grid
 from ..data.images import Images, fit_square
-from ..diffusion.methods import Method, generate
+from ..diffusion.generate import generate
 from ..diffusion.latents import image_size
+from ..diffusion.methods import Method
+from ..diffusion.variants import sample_variants
 from .expand import expand
 
 # %% ../../nbs/3_expansion/04_preview.ipynb #98755e63
@@ -38,17 +39,17 @@ def preview(
 ) -> plt.Figure:
     "A contact sheet: a row for each of some seeds, a column for each sigma and strength"
     index = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
+    pairs = [(i, 0) for i in index]
     ways = {
-        f'strength {t:g}' + (f'\nsigma {s:g}' if method.perturbation else ''): replace(
-            method,
-            strength=t,
-            perturbation=method.perturbation and replace(method.perturbation, sigma=s),
+        f'strength {t:g}' + (f'\nsigma {s:g}' if method.perturbation else ''): method.with_settings(
+            strength=t, **dict(sigma=s) if method.perturbation else {}
         )
         for t in strengths
         for s in (sigmas if method.perturbation else [None])
     }
     columns = [
-        generate(pipe, m, images, [(i, 0) for i in index], seed, batch_size) for m in ways.values()
+        generate(pipe, m, images, sample_variants(m, images, pairs, seed), batch_size)
+        for m in ways.values()
     ]
     rows = [
         [fit_square(images[i][0], image_size(pipe)), *(made[n] for made in columns)]

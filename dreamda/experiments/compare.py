@@ -21,17 +21,21 @@ from filelock import FileLock
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ..classify.amst import label_table
+from ..classify.label_table import label_table
 from ..classify.labelling import LABELLERS, train
 from ..classify.softmatch import fit_softmatch, semi_split
-from ..classify.training import create_classifier, fit, predict
+from ..classify.models import create_classifier
+from ..classify.prediction import predict
+from ..classify.training import fit
 from ..data.images import Images, load_data, scarce_split, stack
-from ..diffusion.finetune import finetune
-from ..diffusion.methods import METHODS, Method, generate, plan
 from ..diffusion.checkpoints import weights_hash
-from ..diffusion.latents import image_size, to_pil
 from ..diffusion.clip import Clip
+from ..diffusion.finetune import finetune
+from ..diffusion.generate import generate
+from ..diffusion.latents import image_size, to_pil
+from ..diffusion.methods import METHODS, Method
 from ..diffusion.pipeline import load_pipeline
+from ..diffusion.variants import sample_variants
 from ..expansion.expand import expand
 from ..expansion.record import read_metadata
 from ..measure.features import extract
@@ -94,12 +98,7 @@ def _size(setup):
 
 
 def _classifier(setup, classes, seed=0):
-    weights = (
-        dict(checkpoint=setup.pretrained)
-        if isinstance(setup.pretrained, str)
-        else dict(pretrained=setup.pretrained)
-    )
-    return create_classifier(setup.classifier, classes, _size(setup), seed=seed, **weights)
+    return create_classifier(setup.classifier, classes, _size(setup), setup.pretrained, seed=seed)
 
 # %% ../../nbs/6_experiments/02_compare.ipynb #e1d0dce6
 def autocast(setup: Setup):
@@ -118,9 +117,9 @@ def arm_pipeline(
     return finetune(
         _pipeline(setup.model)[0],
         given,
-        arm.finetune_steps,
-        arm.finetune_lr,
-        template=arm.method.template,
+        steps=arm.finetune_steps,
+        lr=arm.finetune_lr,
+        template=arm.method.conditioning.template,
         seed=seed,
         cache=Path(cache) / 'finetuned',
         bf16=setup.bf16,
@@ -375,7 +374,7 @@ def measure(
         min(len(fake), len(real)) > fake.shape[1]
     )  # FID of fewer samples than dimensions is meaningless
     return dict(
-        label_preservation=label_preservation(predict(judge, made, _size(setup)), made.targets),
+        label_preservation=label_preservation(predict(judge, made), made.targets),
         diversity=diversity(fake, [m['seed_image'] for m in read_metadata(made.root)])
         if setup.expansion > 1
         else float('nan'),
@@ -406,9 +405,10 @@ def kept_labels(
         given, _ = scarce_split(load_data(setup.data), setup.per_class, seed, setup.part)
         pairs = [(i, v) for i in range(len(given)) for v in range(variants)]
         pipe = arm_pipeline(setup, arm, given, seed, cache)
+        drawn = sample_variants(arm.method, given, pairs, seed)
         with autocast(setup):
-            made = generate(pipe, arm.method, given, pairs, seed)
-        targets = [given.classes.index(v.kind) for v in plan(arm.method, given, pairs, seed)]
+            made = generate(pipe, arm.method, given, drawn)
+        targets = [given.classes.index(v.class_name) for v in drawn]
         kept = label_preservation(
             predict(
                 judge,

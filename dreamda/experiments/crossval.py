@@ -18,7 +18,8 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from ..classify.labelling import train
-from ..classify.training import create_classifier, predict
+from ..classify.models import create_classifier
+from ..classify.prediction import predict
 from ..data.images import Images, load_data, stack
 from ..diffusion.methods import read_method
 from ..diffusion.clip import load_clip
@@ -89,11 +90,11 @@ def leak(
     m = read_method(record['run']['settings'])
     if record['model'].get('finetuned'):
         return 'its generator was fine-tuned on all of them'
-    if m.learned:
+    if m.conditioning.learned:
         return f"the method '{record['run']['method']}' learned its conditioning from all of them"
     return (
         f"the method '{record['run']['method']}' mixes each variant with another image"
-        if m.paired
+        if m.needs_partner
         else ''
     )
 
