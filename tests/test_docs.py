@@ -118,7 +118,7 @@ def test_quarto_would_get_its_pages(root, run, tmp_path):
     assert {p.name for p in (tmp_path / '_proc').glob('*.ipynb')} == {
         p.name for p in (root / 'nbs').rglob('*.ipynb')
     }
-    assert 'alphas_cumprod' in (tmp_path / '_proc' / '2_diffusion' / '02_sampler.ipynb').read_text()
+    assert 'alphas_cumprod' in (tmp_path / '_proc' / '2_diffusion' / '05_ddim.ipynb').read_text()
 
 
 # ---- in a browser

@@ -70,6 +70,14 @@ def clip_text(cls, width, **settings):
     )
 
 
+def t5(width):
+    vocabulary = len(CLIPTokenizer.from_pretrained(TINY / 'tokenizer'))
+    config = T5Config(
+        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    return T5EncoderModel(config)
+
+
 def vae(channels, **settings):
     return AutoencoderKL(
         block_out_channels=(8, 16),
@@ -99,7 +107,7 @@ def sd3():
     tokenizer = CLIPTokenizer.from_pretrained(TINY / 'tokenizer')
     text = [clip_text(CLIPTextModelWithProjection, 16, projection_dim=12) for _ in range(2)]
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    parts = (vae(4, shift_factor=0.1), text[0], tokenizer, text[1], tokenizer, None, None)
+    parts = (vae(4, shift_factor=0.1), text[0], tokenizer, text[1], tokenizer, t5(32), tokenizer)
     return StableDiffusion3Pipeline(net, scheduler, *parts)
 
 
@@ -116,9 +124,8 @@ def flux(guidance_embeds):
         axes_dims_rope=(2, 2, 4),
     )
     tokenizer = CLIPTokenizer.from_pretrained(TINY / 'tokenizer')
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    text = (clip_text(CLIPTextModel, 16), tokenizer, T5EncoderModel(t5), tokenizer)
+    text = (clip_text(CLIPTextModel, 16), tokenizer, t5(16), tokenizer)
     return FluxPipeline(scheduler, vae(4, shift_factor=0.1), *text, net)
 
 
@@ -226,7 +233,7 @@ def test_flow_inversion_and_perturbation(name, folder):
             alone = denoise(pipe, exact[1:], conditioning[1:], 2.0, p, generators=second)
             close(alone[0], moved[1], 1e-3)
     shared = denoise(
-        pipe, exact, conditioning, 2.0, p, generators=generators() * 2, rows=[0, 1, 0, 1]
+        pipe, exact, conditioning, 2.0, p, generators=generators() + generators(), rows=[0, 1, 0, 1]
     )
     close(shared[:2], moved, 1e-3)
     assert not any(m._forward_hooks or 'forward' in vars(m) for m in pipe.transformer.modules())

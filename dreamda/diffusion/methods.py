@@ -190,6 +190,12 @@ METHODS = dict(
         SamplerConfig(100, 0.8, eta=1.0),
         Perturbation('bottleneck', 3.0),
     ),
+    dreamda_released=Method(
+        DPMEncoder(source_template='', path_per_variant=True),
+        ConditioningConfig(guidance_scale=7.5),
+        SamplerConfig(100, 0.8, eta=1.0),
+        Perturbation('bottleneck', 3.0, asymmetric=False),
+    ),
     di=Method(
         Noise(),
         ConditioningConfig(guidance_scale=2.0, learned=DiffusionInversion()),
@@ -306,6 +312,7 @@ _TINY = dict(  # settings of methods for `tiny`, besides the number of steps
     reconstruction={},
     dreamda=_INVERTED,
     dreamda_paper=dict(template=_GLYPH),
+    dreamda_released=dict(template=_GLYPH),
     di=dict(guidance_scale=2.0, steps=150),
     bot=dict(styles=_BOT_TINY, guidance_scale=2.0),
     gif=dict(template=_GLYPH, guidance_scale=4.0, text=TEMPLATE, flip=False),

@@ -145,6 +145,12 @@ def _check_settings(pipe, solver: str, eta: float, encoder_interval: int):
     if encoder_interval > 1 and is_flow(pipe):
         raise ValueError(f'encoder_interval is {encoder_interval}: a transformer has no encoder')
 
+# %% ../../nbs/2_diffusion/09_sampler.ipynb #c2d0a302
+def _step(solver: str, eps, x0, a_t: float, a_prev: float, eta: float, noise):
+    if solver == 'lcm':
+        return consistency_step(x0, a_prev, noise)
+    return ddim_step(eps, x0, a_t, a_prev, eta, noise)
+
 # %% ../../nbs/2_diffusion/09_sampler.ipynb #1657d568
 def _select_rows(state: InitialState, conditioning, guidance_scale, rows):
     "The inputs of all seeds and of all results, the fixed noise, and each result's row"
@@ -200,14 +206,11 @@ def denoise(
             # 3. Eq. 6: the perturbation moves the clean latent only.
             if perturbed is not clean:
                 x0 = x0 + (perturbed.x0 - clean.x0)
-            # 4. DDIM step; the DPM-encoder has fixed its noise.
+            # 4. The step itself; the DPM-encoder has fixed its noise.
             z = 0.0
             if eta or solver == 'lcm':
                 z = noise(batch.latents.shape[1:]) if noises is None else noises[i]
-            if solver == 'lcm':
-                batch.latents = consistency_step(x0, a_prev, z)
-            else:
-                batch.latents = ddim_step(eps, x0, a_t, a_prev, eta, z)
+            batch.latents = _step(solver, eps, x0, a_t, a_prev, eta, z)
             # 5. Perturbation of the latents.
             if perturbation and not last:
                 batch.latents = perturbation.on_latents(batch.latents, 'xt', noise)
