@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dreamda.data.images import load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.generate import generate
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
