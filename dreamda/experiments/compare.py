@@ -35,7 +35,8 @@ from ..diffusion.clip import Clip
 from ..diffusion.finetune import finetune
 from ..diffusion.generate import generate
 from ..diffusion.latents import image_size, to_pil
-from ..diffusion.methods import METHODS, Method
+from ..diffusion.composition import Method
+from ..diffusion.methods import METHODS
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
 from ..expansion.expand import expand
@@ -220,7 +221,7 @@ def run_arm(
                 mixing=arm.mixing,
                 origins=origins,
                 **training,
-                **arm.label_settings,
+                label_settings=arm.label_settings,
             )
         right = (predict(model, held_out).argmax(1) == torch.tensor(held_out.targets)).tolist()
         of, source = dict(zip(held_out.keys, right)), load_data(setup.data)
