@@ -1,4 +1,4 @@
-"A language model's server on this machine, with the ways in which one can go wrong; and small local models, with random weights"
+"A language model on a local server, with its possible failures; small local models"
 
 import json
 import threading
@@ -37,7 +37,7 @@ GOOD = [
 
 @pytest.fixture
 def serve(monkeypatch):
-    "Starts a server that gives these replies in turn, the last one for ever; returns the requests it got, as (time, path, key, question)"
+    "Starts a server with these replies in turn, the last one for ever; returns the requests it got"
     servers = []
 
     def serve(*replies):  # each a text to answer with, or a function of the handler
@@ -137,7 +137,7 @@ def test_as_it_should_be(serve, tmp_path, capsys):
 
 
 def test_broken_and_slow(serve, tmp_path):
-    "An error of the server, a time-out, and a rate limit are tried again by the client, after the time that the limit names; answers that make no sense are asked for again"
+    "Errors, time-outs and rate limits are retried; answers that make no sense are requested again"
     nonsense = [
         send(200, b'{"choices": ['),
         send(200, b'<html>', 'text/html'),
@@ -162,7 +162,7 @@ def test_broken_and_slow(serve, tmp_path):
 
 
 def test_refused(serve, tmp_path, monkeypatch, capsys):
-    "What was answered before is kept, the cost was said before, the key is not shown, and the next call asks for the rest"
+    "Earlier answers are kept, the key is not shown, and the next call requests the rest"
     good = ['\n'.join(g.replace('cat', c) for g in GOOD[:2]) for c in ('cat', 'dog')]
     serve(
         good[0],
@@ -192,9 +192,9 @@ def test_refused(serve, tmp_path, monkeypatch, capsys):
 
 
 HOSTILE = [
-    '../../../etc/passwd is a cat that sleeps all day on the warm stones of the yard behind the house',
+    '../../../etc/passwd is a cat that sleeps all day on the warm stones behind the old house',
     'C:\\cat\\windows that sleeps all day on the warm stones of the yard behind the old house',
-    'A cat \x1b]0;pwned\x07 that sleeps all day on the warm stones of the yard behind the old house',
+    'A cat \x1b]0;pwned\x07 that sleeps all day on the warm stones behind the old red house',
     'A cat \u202ethat sleeps all day on the warm stones of the yard behind the old red house',
     'A cat\x00 that sleeps all day on the warm stones of the yard behind the old red house',
     'A cat ' + 'very ' * 200_000 + 'long',
@@ -250,7 +250,10 @@ def test_hostile_answers(serve, tmp_path, capsys):
 @pytest.fixture(scope='session')
 def gpt2(tmp_path_factory):
     "A GPT-2 with random weights whose vocabulary is a few words; and the same as a chat model"
-    words = 'A photo of a cat dog near the old garden wall while two birds watch it from an apple tree and light rain begins'.split()
+    words = (
+        'A photo of a cat dog near the old garden wall while two birds watch it '
+        'from an apple tree and light rain begins'
+    ).split()
     vocab = {w: i for i, w in enumerate(dict.fromkeys(['<end>', *words]))}
     raw = Tokenizer(models.WordLevel(vocab, unk_token='<end>'))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
