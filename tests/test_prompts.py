@@ -10,14 +10,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dreamda.data.images import DIGITS, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.digits import DIGITS
+from dreamda.data.splits import scarce_split
+from dreamda.diffusion.grammar import Grammar
+from dreamda.diffusion.language_models import Endpoint, Local
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.prompts import (
     MAX_CHARS,
-    Endpoint,
-    Grammar,
-    Local,
     make_prompts,
     names_class,
     prompts_path,
@@ -284,11 +285,10 @@ def test_local_models(gpt2, tmp_path):
         all(p.startswith('A photo of a cat') and len(p.split()) >= 15 for p in made)
         and len(set(made)) == 4
     )
-    assert (
-        make_prompts(Local(str(gpt2[0])), ['cat'], 4, tmp_path / 'again.jsonl')['cat']
-        == made
-        != make_prompts(Local(str(gpt2[0]), seed=1), ['cat'], 4, tmp_path / 'other.jsonl')['cat']
-    )
+    again = make_prompts(Local(str(gpt2[0])), ['cat'], 4, tmp_path / 'again.jsonl')['cat']
+    other = Local(str(gpt2[0]), seed=1)
+    assert again == made
+    assert make_prompts(other, ['cat'], 4, tmp_path / 'other.jsonl')['cat'] != made
     with pytest.raises(ValueError, match="0 of 2 for 'horse'"):
         make_prompts(
             Local(str(gpt2[1])), ['horse'], 2, tmp_path / 'b.jsonl'
