@@ -26,6 +26,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
+import dreamda.expansion.checked as checked
 import dreamda.expansion.expand as module
 from dreamda.data.datasets import load_data
 from dreamda.data.folders import load_folder
@@ -34,7 +35,7 @@ from dreamda.diffusion.checkpoints import TINY
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.variants import sample_variants
-from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
+from dreamda.expansion.expand import REDRAWS, expand_images, expand_from_run, in_fp32
 from dreamda.expansion.record import load_synthetic, read_metadata
 from dreamda.measure.provenance import provenance
 
@@ -61,7 +62,7 @@ def seeds(tmp_path_factory):
 
 
 def go(images, out, pipe, **kw):
-    return expand(images, out, pipe, METHOD, **dict(expansion=2, batch_size=4) | kw)
+    return expand_images(images, out, pipe, METHOD, **dict(expansion=2, batch_size=4) | kw)
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +129,7 @@ SCRIPT = """
 import sys, torch
 from multiprocessing import parent_process
 torch.set_num_threads(1)
-import dreamda.expand as module
+import dreamda.expansion.expand as module
 from dreamda.data import load_folder
 from dreamda.methods import get_method
 from dreamda.models import load_pipeline
@@ -138,7 +139,7 @@ def noted(*args):
     open(f'made-by-{processes()[0]}-of-{processes()[1]}', 'a').write(''.join(f'{file}\\n' for _, file in args[4]))
     return good(*args)
 module.good_variants = noted
-try: made = module.expand(load_folder(sys.argv[1]), sys.argv[2], load_pipeline('tiny'), get_method('dreamda', num_inference_steps=int(sys.argv[3])), expansion=2, batch_size=4)
+try: made = module.expand_images(load_folder(sys.argv[1]), sys.argv[2], load_pipeline('tiny'), get_method('dreamda', num_inference_steps=int(sys.argv[3])), expansion=2, batch_size=4)
 except ValueError as e: sys.exit(str(e))
 assert len(made) == 2*8, len(made) # for every process
 """
@@ -593,7 +594,7 @@ def wild(pipe, tmp_path_factory):
         make(root / 'seeds' / 'cat' / name)
     images = load_folder(root / 'seeds')
     with pytest.warns(UserWarning, match='skipped.csv'):
-        expand(images, root / 'out', pipe, get_method('reconstruction'), 1, batch_size=16)
+        expand_images(images, root / 'out', pipe, get_method('reconstruction'), 1, batch_size=16)
     return (
         images,
         {l['seed_image']: root / 'out' / l['file_name'] for l in read_metadata(root / 'out')},
@@ -629,15 +630,15 @@ def test_wild_folders(wild, seeds, pipe, tmp_path):
         [str(i) for i in range(3000)],
     )
     start = time.time()
-    made = expand(many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1)
+    made = expand_images(many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1)
     assert made.targets == [2999, 5] and time.time() - start < 20
     assert (
-        len(expand(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)) == 1
+        len(expand_images(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)) == 1
     )  # one image
     odd = Images(
         [pixels] * 2, ['cat/../../../x.png', '/cat/y.png'], [0, 0], ['cat']
     )  # a key gives a stem, never a folder
-    assert expand(odd, tmp_path / 'odd', pipe, get_method('reconstruction'), 1).keys == [
+    assert expand_images(odd, tmp_path / 'odd', pipe, get_method('reconstruction'), 1).keys == [
         'cat/x-000.png',
         'cat/y-000.png',
     ]
