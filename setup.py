@@ -15,7 +15,6 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author=cfg['author'],
-    author_email=cfg['author_email'],
     url=cfg['git_url'],
     keywords=cfg['keywords'],
     license='Apache-2.0',
@@ -25,9 +24,14 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
+        'offline': cfg['offline_requirements'].split(),
         'optional': cfg['optional_requirements'].split(),
         'docs': cfg['docs_requirements'].split(),
-        'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('optional', 'docs', 'dev')).split(),
+        'dev': [
+            name
+            for extra in ('offline', 'optional', 'docs', 'dev')
+            for name in cfg[f'{extra}_requirements'].split()
+        ],
     },
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
