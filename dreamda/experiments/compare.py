@@ -38,7 +38,7 @@ from ..diffusion.latents import image_size, to_pil
 from ..diffusion.methods import METHODS, Method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
-from ..expansion.expand import expand
+from ..expansion.expand import expand_images
 from ..expansion.record import read_metadata
 from ..measure.features import extract
 from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
@@ -162,7 +162,7 @@ def synthesize(
         slug = out.name.removesuffix(end)
         pipe = arm_pipeline(setup, arm, given, seed, cache)
         with autocast(setup):
-            return expand(
+            return expand_images(
                 given,
                 out,
                 pipe,
