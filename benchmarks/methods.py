@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dreamda.data.datasets import load_data
 from dreamda.data.splits import scarce_split
-from dreamda.diffusion.conditioning import learn_embeddings
+from dreamda.diffusion.embedding_training import learn_embeddings
 from dreamda.diffusion.generate import generate
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline

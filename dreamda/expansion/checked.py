@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import Images, fit_square
+from ..diffusion.composition import Method
 from ..diffusion.generate import generate
 from ..diffusion.inversion_cache import Inversions
 from ..diffusion.latents import flagged, image_size
-from ..diffusion.methods import Method
+from ..diffusion.pipeline import network
 from ..diffusion.variants import Variant, sample_variants
 
 # %% ../../nbs/3_expansion/05_checked.ipynb #cd51faf1
@@ -66,7 +67,7 @@ class Generator:
         args = self.pipe, self.method, seeds
         made = generate(*args, variants, batch_size, self.inversions, self.learned)
         bad = [n for n, good in enumerate(is_finite(made)) if not good]
-        if bad and any(m.dtype != torch.float32 for m in (self.pipe.unet, self.pipe.vae)):
+        if bad and any(m.dtype != torch.float32 for m in (network(self.pipe), self.pipe.vae)):
             with in_fp32(self.pipe):
                 again = [variants[n] for n in bad]
                 made[bad] = generate(*args, again, batch_size, None, self.learned)

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 
 from ..data.decode import Decoder
 from ..data.images import Images
-from ..diffusion.conditioning import learn_embeddings
+from ..diffusion.composition import Method, read_method
+from ..diffusion.embedding_training import learn_embeddings
 from ..diffusion.finetune import finetune
 from ..diffusion.inversion_cache import Inversions
-from ..diffusion.methods import Method, read_method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
 from .checked import Generator, generate_checked, load_seeds

@@ -22,8 +22,9 @@ import torch
 from .. import __version__
 from ..data.images import Images
 from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
+from ..diffusion.composition import Method
 from ..diffusion.latents import image_size
-from ..diffusion.methods import Method
+from ..diffusion.pipeline import network
 from .record import merge_metadata
 from .shards import remove_orphans
 from ..utils import short_hash, write_atomic
@@ -36,6 +37,11 @@ def _decoding(images):
         **{'value_range': list(decoder.value_range)} if decoder.value_range else {},
         **{'background': decoder.background} if decoder.background else {},
     )
+
+
+def _text_encoders(pipe):
+    names = ('text_encoder', 'text_encoder_2', 'text_encoder_3')
+    return [encoder for name in names if (encoder := getattr(pipe, name, None)) is not None]
 
 
 def run_settings(
@@ -55,7 +61,7 @@ def run_settings(
         seed=seed,
         image_size=image_size(pipe),
         model=Path(pipe.config._name_or_path).name,
-        weights=weights_hash(pipe.unet, pipe.text_encoder),
+        weights=weights_hash(network(pipe), *_text_encoders(pipe)),
         **_decoding(images),
     )
     if method.uses_others:  # what a variant's partners are drawn from
@@ -72,7 +78,7 @@ def identity(pipe) -> dict:
     modules = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     return dict(
         name=bundled[0] if bundled else str(path),
-        dtype=str(pipe.unet.dtype).split('.')[1],
+        dtype=str(network(pipe).dtype).split('.')[1],
         weights={name: weights_hash(module) for name, module in modules.items()},
         **dict(finetuned=pipe.finetuned) if hasattr(pipe, 'finetuned') else {},
     )

@@ -32,10 +32,11 @@ from ..data.images import Images, stack
 from ..data.splits import scarce_split
 from ..diffusion.checkpoints import weights_hash
 from ..diffusion.clip import Clip
+from ..diffusion.composition import Method
 from ..diffusion.finetune import finetune
 from ..diffusion.generate import generate
 from ..diffusion.latents import image_size, to_pil
-from ..diffusion.methods import METHODS, Method
+from ..diffusion.methods import METHODS
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
 from ..expansion.expand import expand_images

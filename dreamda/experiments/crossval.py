@@ -23,7 +23,7 @@ from ..classify.prediction import predict
 from ..data.datasets import load_data
 from ..data.images import Images, stack
 from ..diffusion.clip import load_clip
-from ..diffusion.methods import read_method
+from ..diffusion.composition import read_method
 from ..expansion.record import load_synthetic, read_metadata
 from ..expansion.run_json import checksum
 from ..measure.features import extract, load_features
