@@ -570,7 +570,6 @@ def train(
     \b
     Example:
       dreamda train photos/ out/ model/ --classifier resnet18 --seeds 5"""
-    from dreamda.classify.heads import extract_classifier
     from dreamda.classify.models import save_classifier
     from dreamda.experiments.crossval import (
         ARMS,
@@ -634,7 +633,7 @@ def train(
     arm = 'Original' if helped == 'no' else SYNTHETIC
     final, _ = train_arm(run, recipe, arm, run.given, run.made)
     save_classifier(
-        extract_classifier(final),
+        final,
         run.given.classes,
         model,
         arm=arm,

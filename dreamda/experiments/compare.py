@@ -221,7 +221,7 @@ def run_arm(
                 mixing=arm.mixing,
                 origins=origins,
                 **training,
-                **arm.label_settings,
+                label_settings=arm.label_settings,
             )
         right = (predict(model, held_out).argmax(1) == torch.tensor(held_out.targets)).tolist()
         of, source = dict(zip(held_out.keys, right)), load_data(setup.data)

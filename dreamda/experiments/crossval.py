@@ -205,7 +205,7 @@ def train_arm(
         lr=r.lr,
         seed=seed,
         **more,
-        **r.label_settings if synthetic else {},
+        label_settings=r.label_settings if synthetic else {},
     )
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #85012f93
