@@ -20,7 +20,7 @@ import psutil
 import torch
 from PIL import Image
 
-from dreamda.data.images import load_folder
+from dreamda.data.folders import load_folder
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand

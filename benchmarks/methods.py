@@ -16,7 +16,8 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from dreamda.data.images import load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.conditioning import learn_embeddings
 from dreamda.diffusion.generate import generate
 from dreamda.diffusion.methods import METHODS, get_method

@@ -24,7 +24,7 @@ from dreamda.classify.head_labels import AMSTConfig
 from dreamda.classify.loop import optimize
 from dreamda.classify.models import create_classifier
 from dreamda.classify.training import fit
-from dreamda.data.images import load_data
+from dreamda.data.datasets import load_data
 from dreamda.measure.provenance import provenance, results_dir
 
 SYNTHETIC = 256  # images

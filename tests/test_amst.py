@@ -8,7 +8,8 @@ from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import accuracy
 from dreamda.classify.prediction import predict
 from dreamda.classify.training import fit
-from dreamda.data.images import load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.splits import scarce_split
 
 WRONG = 5  # every fifth seed label is wrong
 

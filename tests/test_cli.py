@@ -17,7 +17,7 @@ import torchvision
 
 from dreamda.classify.models import load_classifier
 from dreamda.classify.prediction import predict
-from dreamda.data.images import load_folder
+from dreamda.data.folders import load_folder
 
 BROWSER = next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None

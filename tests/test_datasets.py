@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets import OxfordIIITPet
 
-from dreamda import catalog
-from dreamda.data.datasets import NAMED
-from dreamda.data.images import load_data, scarce_split
+from dreamda.data.datasets import NAMED, load_data
+from dreamda.data.splits import scarce_split
+from dreamda.utils import announce
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +118,10 @@ def pets(base):
 def test_pets(tmp_path, expect, capsys):
     pets(tmp_path / 'oxford-iiit-pet')
     expect('oxford-iiit-pet', (4, None, 2), 2)
-    catalog._announce.cache_clear()
+    announce.cache_clear()
     for _ in range(2):
         source = load_data('oxford-iiit-pet', tmp_path)
-    assert capsys.readouterr().out.count('CC BY-SA 4.0. Please cite Parkhi') == 1
+    assert capsys.readouterr().err.count('CC BY-SA 4.0. Please cite Parkhi') == 1
     assert source.train.keys == [
         'Abyssinian/Abyssinian_0.jpg',
         'Great Pyrenees/great_pyrenees_0.jpg',
@@ -152,9 +153,9 @@ def test_pets_checksum(tmp_path, monkeypatch, expect):
         load_data('oxford-iiit-pet')
     urls = [
         (url, hashlib.md5(archives[url.split('/')[-1]]).hexdigest())
-        for url, _ in catalog.OxfordIIITPet._RESOURCES
+        for url, _ in OxfordIIITPet._RESOURCES
     ]
-    monkeypatch.setattr(catalog.OxfordIIITPet, '_RESOURCES', urls)
+    monkeypatch.setattr(OxfordIIITPet, '_RESOURCES', urls)
     assert len(load_data('oxford-iiit-pet').train) == 4
     assert (tmp_path / 'home' / 'oxford-iiit-pet' / 'oxford-iiit-pet' / 'images').is_dir()
 
@@ -393,7 +394,7 @@ def test_offline(name, tmp_path, monkeypatch):
     assert (
         said.startswith(f'{name} is not in {tmp_path / "home" / name}')
         and NAMED[name].home in said
-        and NAMED[name].holds in said
+        and NAMED[name].layout in said
     ), said
     assert not list((tmp_path / 'home').glob('tmp*')), 'nothing half done is left'
 

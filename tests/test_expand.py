@@ -27,7 +27,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import dreamda.expansion.expand as module
-from dreamda.data.images import Images, load_data, load_folder
+from dreamda.data.datasets import load_data
+from dreamda.data.folders import load_folder
+from dreamda.data.images import Images
 from dreamda.diffusion.checkpoints import TINY
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline

@@ -12,7 +12,8 @@ the tolerances in `TOLERANCES`, and pytest shows a warning. Splits and folds mus
     python tests/test_golden.py --record images/sd    # only one item
     python tests/test_golden.py                       # compare, print one line per item
 
-All items take about a minute on one core. Results depend neither on their order nor on the choice.
+All items take about 48 s on one core, of which 20 s are imports. Results do not depend on the order
+or the choice of the items.
 """
 
 import argparse
@@ -42,7 +43,9 @@ from dreamda.classify.batches import MIXINGS
 from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import predict
 from dreamda.classify.training import fit
-from dreamda.data.images import Images, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.images import Images
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
@@ -71,18 +74,19 @@ def split_into_folds(images, count, seed):
     return folds(images, count, seed)
 
 
-def load_seeds(per_class):
-    """Return a few real images of two of the ten classes, to make variants of."""
-    given, _ = split_digits(per_class)
+def keep_classes(images, names):
+    """Return the images of some classes, as a dataset that has only these."""
+    kept = [i for i, target in enumerate(images.targets) if images.classes[target] in names]
+    images = images.subset(kept)
+    targets = [names.index(images.classes[target]) for target in images.targets]
+    return Images(images.items, images.keys, targets, list(names))
+
+
+def load_seeds():
+    """Return two images of each of two of the ten classes, to make variants of."""
+    given, _ = split_digits(2)
     wanted = [given.classes.index(name) for name in CLASSES]
     return given.subset([i for i, target in enumerate(given.targets) if target in wanted])
-
-
-def load_tuning_images():
-    """Return three real images of each of two classes, as a dataset that has only these."""
-    seeds = load_seeds(3)
-    targets = [CLASSES.index(seeds.classes[target]) for target in seeds.targets]
-    return Images(seeds.items, seeds.keys, targets, list(CLASSES))
 
 
 def load_labelled():
@@ -91,6 +95,14 @@ def load_labelled():
     other, _ = split_digits(4, part="validation")
     targets = [(t + (i % 5 == 0)) % len(other.classes) for i, t in enumerate(other.targets)]
     return real, Images(other.items, other.keys, targets, other.classes)
+
+
+def load_three_classes():
+    """Return 18 real images of three classes, and 48 others in place of synthetic ones."""
+    real, _ = split_digits(6)
+    other, _ = split_digits(16, part="validation")
+    names = ("three", "six", "eight")
+    return keep_classes(real, names), keep_classes(other, names)
 
 
 # ---------------------------------------------------------------------------- adapters: images
@@ -114,7 +126,7 @@ def make_variants(name, prompts=None):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
-        expand(load_seeds(2), out, load_tiny(), method, count, name=name, prompts=prompts)
+        expand(load_seeds(), out, load_tiny(), method, count, name=name, prompts=prompts)
         lines = sorted(read_metadata(out), key=lambda line: (line["seed_image"], line["variant"]))
         return np.stack([np.array(Image.open(out / line["file_name"])) for line in lines])
 
@@ -122,7 +134,8 @@ def make_variants(name, prompts=None):
 def tune(learn, lr, **settings):
     """Return the U-Net's and the text encoder's weights after fine-tuning, and the losses."""
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
-    tuned = finetune(load_tiny(), load_tuning_images(), steps=5, **settings)
+    images = keep_classes(split_digits(3)[0], CLASSES)
+    tuned = finetune(load_tiny(), images, steps=5, **settings)
     losses = [loss for _, loss in tuned.finetune_losses]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
@@ -130,15 +143,15 @@ def tune(learn, lr, **settings):
 # ---------------------------------------------------------------------------- adapters: classifiers
 
 TRAINING = {"updates": 10, "batch_size": 16, "seed": 0, "device": "cpu", "num_workers": 0}
-# These accept some of the synthetic images, not all, after so few updates.
-CONFIDENCE = {"threshold": 0.1}
-SELF_TRAINING = {"tau": 0.001, "dropout": 0.2}
-SELF_TRAINING_LOOP = {**TRAINING, "updates": 20, "lr": 0.03}
+CONFIDENCE = {"threshold": 0.1}  # accepts about half of the synthetic images
+# With these, self-training accepts some of the synthetic images, not all, after so few updates.
+SELF_TRAINING = {**TRAINING, "lr": 0.005, "seed": 7}
+TAU = 0.0015
 
 
-def new_classifier():
+def new_classifier(num_classes=10):
     """Return the small classifier with its starting weights."""
-    return create_classifier("resnet_tiny", num_classes=10, image_size=32, seed=0)
+    return create_classifier("resnet_tiny", num_classes=num_classes, image_size=32, seed=0)
 
 
 def train_on_seed_labels(policy="original", mixing="ratio"):
@@ -151,17 +164,21 @@ def train_on_seed_labels(policy="original", mixing="ratio"):
 
 def train_amst_in_rounds():
     """Return a classifier after two rounds of self-training, and the table of labels."""
-    config = AMSTConfig(rounds=2, auxiliary=True, tau=0.01, dropout=0.2)
-    model, table = train_amst(new_classifier(), *load_labelled(), config, **SELF_TRAINING_LOOP)
+    config = AMSTConfig(rounds=2, auxiliary=True, tau=TAU)
+    images = load_three_classes()
+    model, table = train_amst(new_classifier(3), *images, config, **SELF_TRAINING)
     return extract_classifier(model), table
 
 
 def train_with_labeller(name):
     """Return a classifier trained by one of the labellers, and the table of labels."""
-    settings = {**TRAINING, **(CONFIDENCE if name == "confidence" else {})}
     if name.startswith("amst"):
-        settings = {**SELF_TRAINING_LOOP, **SELF_TRAINING}
-    model, table = train(name, new_classifier(), *load_labelled(), **settings)
+        model, images, settings = new_classifier(3), load_three_classes(), {**SELF_TRAINING}
+        settings["tau"] = TAU if name != "amst_single_head" else 0.0004
+    else:
+        model, images, settings = new_classifier(), load_labelled(), {**TRAINING}
+        settings |= CONFIDENCE if name == "confidence" else {}
+    model, table = train(name, model, *images, **settings)
     return extract_classifier(model), table
 
 
@@ -173,20 +190,23 @@ def train_semi_supervised():
 
 
 def predict_digits(model):
-    """Return the class probabilities (4,10) of four digits that were not trained on."""
+    """Return the class probabilities (4,C) of four digits that were not trained on."""
     _, held_out = split_digits(2)
     return predict(model, held_out.subset(range(4)), device="cpu")
 
 
 # ---------------------------------------------------------------------------- items of the record
 
-TOLERANCES = {  # largest difference of one value, on another processor or with other versions
-    "images": 4.0,  # levels of 0 to 255, of means over 4 x 4 pixels
-    "finetune": 1e-3,  # losses and weights
-    "fit": 0.05,  # logarithms of probabilities, as are those that follow
-    "softmatch": 0.05,
-    "amst": 0.05,
-    "labels": 0.05,
+# Largest difference of one value, on another processor or with other versions. With AVX2 in place
+# of AVX-512, images differed by up to 0.1, trainings by 0.001, that with soft labels by 0.014.
+TOLERANCES = {
+    "images": 1.0,  # levels of 0 to 255, of means over 4 x 4 pixels
+    "finetune": 1e-4,  # losses and weights
+    "fit": 0.01,  # logarithms of probabilities, as are those that follow
+    "softmatch": 0.01,
+    "amst": 0.01,
+    "labels": 0.01,
+    "labels/soft": 0.05,
 }
 
 
@@ -239,16 +259,16 @@ def measure_split(per_class, seed, part):
 
 
 def measure_folds(seed):
-    """Return the entry of five folds: the indices that each leaves out."""
+    """Return the entry of five folds: the keys of the images that each leaves out."""
     images, _ = split_digits(6, seed)
-    indices = [[int(i) for i in fold] for fold in split_into_folds(images, 5, seed)]
-    return make_item([json.dumps(indices).encode()], indices)
+    keys = [[images.keys[i] for i in fold] for fold in split_into_folds(images, 5, seed)]
+    return make_item([json.dumps(keys).encode()], keys[0])
 
 
 def list_items():
     """Return the function that computes each item, by the item's name."""
     trainings = {f"fit/{policy}": partial(train_on_seed_labels, policy) for policy in POLICIES}
-    for mixing in MIXINGS:
+    for mixing in MIXINGS[1:]:  # the first is that of the policies
         trainings[f"fit/mixing-{mixing}"] = partial(train_on_seed_labels, mixing=mixing)
     trainings["amst/rounds"] = train_amst_in_rounds
     trainings |= {f"labels/{name}": partial(train_with_labeller, name) for name in LABELLERS}
@@ -313,7 +333,7 @@ def find_fault(name, found, record):
     """Return what is wrong with an item, an empty string if nothing is."""
     expected = record["items"][name]
     difference = largest_difference(found, expected)
-    tolerance = TOLERANCES.get(name.split("/")[0])
+    tolerance = TOLERANCES.get(name, TOLERANCES.get(name.split("/")[0]))
     if tolerance is None or describe_machine() == record["machine"]:
         equal = found["sha256"] == expected["sha256"]
         return "" if equal else f"{name}: another hash; the values differ by up to {difference:g}"

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamda.data.images import load_data, load_folder, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.folders import load_folder
+from dreamda.data.splits import scarce_split
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand

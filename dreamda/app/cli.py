@@ -211,7 +211,7 @@ def preview(
     \b
     Example:
       dreamda preview photos/ sheet.png --sigma 1 --sigma 2 --strength 0.7"""
-    from dreamda.data.images import load_data
+    from dreamda.data.datasets import load_data
     from dreamda.diffusion.pipeline import load_pipeline
     from dreamda.expansion.preview import preview
 
@@ -291,7 +291,7 @@ def expand(
       dreamda expand photos/ out/ --model stable-diffusion-v1-5/stable-diffusion-v1-5 --expansion 10
       dreamda expand photos/ out/ --method sdedit --strength 0.6
       accelerate launch -m dreamda.app.cli expand photos/ out/ --config settings.yaml"""
-    from dreamda.data.images import load_data
+    from dreamda.data.datasets import load_data
     from dreamda.diffusion.pipeline import load_pipeline
     from dreamda.diffusion.prompts import read_prompts
     from dreamda.expansion.expand import expand, expand_from_run
@@ -470,7 +470,6 @@ def label(
     \b
     Example:
       dreamda label photos/ out/ --labels amst --tau 0.03"""
-    from dreamda.measure.audit import acceptance, plot_audit
     from dreamda.experiments.crossval import (
         SYNTHETIC,
         Recipe,
@@ -478,6 +477,7 @@ def label(
         train_arm,
         training_seconds,
     )
+    from dreamda.measure.audit import acceptance, plot_audit
 
     _quiet()
     start, run = time.perf_counter(), load_run(data, out)
@@ -777,8 +777,9 @@ def datasets(
     Examples:
       dreamda datasets
       dreamda datasets digits photos/ --per-class 5"""
-    from dreamda.data.datasets import NAMED, data_home
-    from dreamda.data.images import load_data, scarce_split, write_folder
+    from dreamda.data.datasets import NAMED, data_home, load_data
+    from dreamda.data.folders import write_folder
+    from dreamda.data.splits import scarce_split
 
     if name is None:
         _say(f'{"digits":22}{1797:7} images, {10:3} classes, inside scikit-learn; CC BY 4.0')

@@ -18,7 +18,8 @@ import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
-from ..data.images import Images, load_data
+from ..data.datasets import load_data
+from ..data.images import Images
 from ..expansion.record import load_synthetic, read_metadata
 from ..experiments.crossval import SYNTHETIC, per_class
 from ..utils import write_atomic

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .batches import batches
+from .config import TrainConfig
 from .consistency import Stage3, consistency_probs, start_weight
 from .head_labels import AMSTConfig, first_updates, stage1_loss, stage2
 from .heads import MultiHeadClassifier
-from .batches import batches
-from .config import TrainConfig
 from .loading import targets_as
 from .loop import optimize
 from .models import check_outputs

@@ -18,8 +18,8 @@ from dreamda.classify.head_labels import (
     stage1_loss,
 )
 from .heads import MultiHeadClassifier
-from .softmatch import SoftMatchWeight
 from .loading import Views, amp
+from .softmatch import SoftMatchWeight
 
 # %% ../../nbs/4_classify/13_consistency.ipynb #73ea1fb5
 def stage3_loss(

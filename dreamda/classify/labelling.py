@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .amst import train_amst
 from .head_labels import AMSTConfig, first_updates
 from .label_table import accepted_images, label_table
-from .soft_labels import train_soft
 from .loading import targets_as
 from .prediction import predict
+from .soft_labels import train_soft
 from .training import fit
 from ..data.images import Images
 from ..diffusion.clip import TEMPLATE, fill_template, load_clip

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .head_labels import first_updates
-from .label_table import label_table
 from .batches import batches
 from .config import TrainConfig
+from .head_labels import first_updates
+from .label_table import label_table
 from .loading import targets_as, training_device
 from .loop import optimize
 from .models import check_outputs

@@ -24,7 +24,10 @@ from .loading import targets_as, training_device
 from .loop import train_loop
 from .models import check_outputs
 from .training import view_data
-from ..data.images import Images, Source, _hash_part, scarce_split
+from ..data.folders import Source
+from ..data.images import Images
+from ..data.splits import hash_split
+from ..data.splits import scarce_split
 
 # %% ../../nbs/4_classify/09_softmatch.ipynb #0d2a1726
 class SoftMatchWeight(nn.Module):
@@ -91,7 +94,7 @@ def semi_split(
     given = set(labelled.keys)
     rest = own.subset([i for i, key in enumerate(own.keys) if key not in given])
     if not (source.test and (part == 'test' or source.val)):
-        test, rest = _hash_part(rest, held_out)
+        test, rest = hash_split(rest, held_out)
     if more:
         rest = Images(
             rest.items + more.items,

@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.images import Images
-from .inversion import noise_start
-from .methods import METHODS
 from .checkpoints import weights_hash
 from .clip import TEMPLATE, fill_template
-from .embeddings import encode_prompts
-from .latents import encode_images, image_size, to_tensor
 from .ddim import to_prediction
-from .sampler import make_generator, denoise
+from .embeddings import encode_prompts
+from .inversion import noise_start
+from .latents import encode_images, image_size, to_tensor
+from .methods import METHODS
+from .sampler import denoise, make_generator
 from .schedule import get_timesteps
 from ..utils import write_atomic
 

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.images import Images, load_data
+from ..data.datasets import load_data
+from ..data.images import Images
 from .record import load_synthetic, read_metadata
 
 # %% ../../nbs/3_expansion/05_run.ipynb #ffecf242

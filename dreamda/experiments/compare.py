@@ -23,11 +23,13 @@ from torch import nn
 
 from ..classify.label_table import label_table
 from ..classify.labelling import LABELLERS, train
-from ..classify.softmatch import fit_softmatch, semi_split
 from ..classify.models import create_classifier
 from ..classify.prediction import predict
+from ..classify.softmatch import fit_softmatch, semi_split
 from ..classify.training import fit
-from ..data.images import Images, load_data, scarce_split, stack
+from ..data.datasets import load_data
+from ..data.images import Images, stack
+from ..data.splits import scarce_split
 from ..diffusion.checkpoints import weights_hash
 from ..diffusion.clip import Clip
 from ..diffusion.finetune import finetune

@@ -20,16 +20,17 @@ from sklearn.model_selection import StratifiedKFold
 from ..classify.labelling import train
 from ..classify.models import create_classifier
 from ..classify.prediction import predict
-from ..data.images import Images, load_data, stack
-from ..diffusion.methods import read_method
+from ..data.datasets import load_data
+from ..data.images import Images, stack
 from ..diffusion.clip import load_clip
+from ..diffusion.methods import read_method
 from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata
 from ..measure.features import extract, load_features
 from dreamda.measure.metrics import (
     between_halves,
-    distance_between,
     clip_score,
+    distance_between,
     distance_to_seed,
     diversity,
     fid,
@@ -38,7 +39,7 @@ from dreamda.measure.metrics import (
     nearest,
     precision_recall,
 )
-from ..measure.statistics import two_way_interval, did_it_help, interval
+from ..measure.statistics import did_it_help, interval, two_way_interval
 from ..utils import parallel_map, short_hash, write_atomic
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #02c22809
