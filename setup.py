@@ -15,7 +15,6 @@ setup(
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author=cfg['author'],
-    author_email=cfg['author_email'],
     url=cfg['git_url'],
     keywords=cfg['keywords'],
     license='Apache-2.0',

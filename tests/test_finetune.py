@@ -1,60 +1,98 @@
-"Fine-tuning by two processes"
+"Fine-tuning by two processes, and of a pipeline with two text encoders"
 
 import json
 
+import numpy as np
+import pytest
 import torch
+from sklearn.datasets import load_digits
+from test_pipelines import photos, small
 
+from dreamda.diffusion.clip import fill_template
+from dreamda.diffusion.embeddings import encode_prompts
+from dreamda.diffusion.finetune import finetune
+from dreamda.diffusion.generate import generate
+from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.diffusion.variants import sample_variants
 
+torch.set_num_threads(1)
 TRAIN = """
-import os, sys, torch
+import sys
+import numpy as np
+import torch
 from accelerate import PartialState
-from dreamda.data import load_data, scarce_split
-from dreamda.finetune import finetune
-from dreamda.models import load_pipeline
+from dreamda.data.images import Images
+from dreamda.diffusion.finetune import finetune
+from dreamda.diffusion.pipeline import load_pipeline
 torch.set_num_threads(1)
 state = PartialState(cpu=True)
-seeds, _ = scarce_split(load_data('digits'), 1, part='validation')
-tuned = finetune(load_pipeline('tiny', device='cpu'), seeds.subset(range(4)), 2, 1e-4, 4, val_every=2, accumulate=2, prior=1, cache='cache')
-torch.save([tuned.finetune_losses, tuned.unet.state_dict(), state.num_processes], f'{sys.argv[1]}{state.process_index}.pt')
+names = ['zero', 'one', 'two', 'three']
+seeds = Images(list(np.load('digits.npy')), [f'{n}/0.png' for n in names], list(range(4)), names)
+settings = dict(steps=2, lr=1e-4, batch_size=4, val_every=2, accumulate=2, prior=1)
+tuned = finetune(load_pipeline('tiny', device='cpu'), seeds, cache='cache', **settings)
+result = [tuned.finetuned['losses'], tuned.unet.state_dict(), state.num_processes]
+torch.save(result, f'{sys.argv[1]}{state.process_index}.pt')
 """
 
 
-def test_as_many_processes_as_one_likes(run, tmp_path):
+def difference(a, b):
+    return sum((a[k] - b[k]).abs().sum() for k in a)
+
+
+def test_number_of_processes(run, tmp_path):
     "Two processes share the batches of a step, and end with the weights that one ends with"
     (tmp_path / 'train.py').write_text(TRAIN)
+    digits = (load_digits().images[:4] * 15.9).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    np.save(tmp_path / 'digits.npy', np.stack([digits] * 3, -1))
     env = dict(
         OMP_NUM_THREADS='1', TQDM_DISABLE='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES=''
     )
-    run(
-        'python',
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc-per-node',
-        2,
-        'train.py',
-        'two',
-        **env,
-    )
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2]
+    run('python', *launch, 'train.py', 'two', **env)
     (folder,) = (tmp_path / 'cache').iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ['losses.json', 'unet']
     (tmp_path / 'cache').rename(tmp_path / 'other')
     run('python', 'train.py', 'one', **env)
     (losses, one, n), *two = (
-        torch.load(tmp_path / f'{p}.pt', weights_only=True) for p in ('one0', 'two0', 'two1')
+        torch.load(tmp_path / f'{name}.pt', weights_only=True) for name in ('one0', 'two0', 'two1')
     )
-    assert (
-        n == 1
-        and losses[1][1] < losses[0][1]
-        and json.loads((tmp_path / 'other' / folder.name / 'losses.json').read_text())
-        == [list(l) for l in two[0][0]]
-    )
-    base, apart = (
-        load_pipeline('tiny', device='cpu').unet.state_dict(),
-        lambda a, b: sum((a[k] - b[k]).abs().sum() for k in one),
-    )
+    assert n == 1 and losses[1][1] < losses[0][1]
+    written = (tmp_path / 'other' / folder.name / 'losses.json').read_text()
+    assert json.loads(written) == two[0][0]
+    base = load_pipeline('tiny', device='cpu').unet.state_dict()
     for other, weights, n in two:
-        assert n == 2 and other == two[0][0] and all(weights[k].equal(two[0][1][k]) for k in one)
+        assert n == 2 and other == two[0][0]
+        assert all(weights[k].equal(two[0][1][k]) for k in one)
         torch.testing.assert_close(torch.tensor(other), torch.tensor(losses), atol=1e-6, rtol=0)
-        assert apart(weights, one) < 0.01 * apart(one, base)
+        assert difference(one, weights) < 0.01 * difference(one, base)
+
+
+TOKEN = 'A photo of a <{class}>'
+
+
+@pytest.fixture(scope='module')
+def sdxl():
+    pipe = small('sdxl')
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        part.requires_grad_(False).eval()
+    return pipe
+
+
+@pytest.mark.parametrize('learn', ['unet', 'lora+text', 'token'])
+def test_two_text_encoders(learn, sdxl, tmp_path):
+    "What learns changes, in both text encoders; it is found again in the cache and generates"
+    template = TOKEN if learn == 'token' else 'A photo of a {class}'
+    settings = dict(steps=2, lr=0.01, val_every=1, batch_size=2, learn=learn, template=template)
+    tuned, again = (finetune(sdxl, photos(), cache=tmp_path, **settings) for _ in range(2))
+    prompt = [fill_template(template, photos().classes[0])]
+    own, found, old = (encode_prompts(p, prompt) for p in (tuned, again, sdxl))
+    assert own.embeds.equal(found.embeds) and own.pooled.equal(found.pooled)
+    changed = 'text' in learn or learn == 'token'
+    for part in (lambda c: c.embeds[..., :32], lambda c: c.embeds[..., 32:], lambda c: c.pooled):
+        assert part(own).equal(part(old)) != (changed and tuned.finetuned['differs_from_prior'])
+    assert difference(tuned.unet.state_dict(), again.unet.state_dict()) == 0
+    method, seeds = get_method('sd', num_inference_steps=2, template=template), photos()
+    images = generate(tuned, method, seeds, sample_variants(method, seeds, [(0, 0)]))
+    assert images.isfinite().all()

@@ -109,6 +109,7 @@ def load_three_classes():
 
 INFERENCE_STEPS = 6
 LEARNING = {"di": {"steps": 3}, "da_fusion": {"steps": 3}}
+PLAIN = ("sd", "sdedit", "dreamda", "dreamda_paper")  # with the paper's template
 VARIANTS = {"bot": 3, "da_fusion": 4}  # as many as the method has kinds of variants; else 2
 PROMPTS = {name: [f"a bold {name}", f"the {name}", f"a thin {name}"] for name in CLASSES}
 
@@ -121,8 +122,10 @@ def load_tiny():
 
 def make_variants(name, prompts=None):
     """Return uint8 images (N,32,32,3) of a method, ordered by seed image and variant."""
-    few = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
-    method = method_for_model(name, "tiny", **few)
+    settings = {"num_inference_steps": INFERENCE_STEPS, **LEARNING.get(name, {})}
+    if name in PLAIN:
+        settings["template"] = "A photo of a {class}"
+    method = method_for_model(name, "tiny", **settings)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
@@ -136,7 +139,7 @@ def tune(learn, lr, **settings):
     settings |= {"learn": learn, "lr": lr, "batch_size": 4, "val_every": 5}
     images = keep_classes(split_digits(3)[0], CLASSES)
     tuned = finetune(load_tiny(), images, steps=5, **settings)
-    losses = [loss for _, loss in tuned.finetune_losses]
+    losses = [loss for _, loss in tuned.finetuned["losses"]]
     return tuned.unet.state_dict(), tuned.text_encoder.state_dict(), losses
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 import dreamda
-from dreamda.measure.results import show
+from dreamda.measure.results import RUN_COLUMNS, SCHEMA, load_runs, load_summary, summarize
 
 
 def test_version(root):
@@ -24,13 +24,6 @@ def test_every_module_has_its_notebook(root):
         assert made_from and (root / made_from[1]).exists(), (
             f'{p.name} comes from no notebook: delete it, or make it from one'
         )
-
-
-def test_readme_quotes_the_results(root):
-    "What README says of accuracy is what the files in results/ say"
-    readme, results = (root / 'README.md').read_text(), root / 'results' / 'quickstart'
-    assert show(pd.read_csv(results / 'accuracy.csv', index_col=0)).to_markdown() in readme
-    assert json.loads((results / 'accuracy.json').read_text())['settings']['answer'] in readme
 
 
 def test_model_card_quotes_the_results(root):
@@ -79,29 +72,46 @@ def test_photo64(root):
         assert name in card and f'{row.psnr:.3g}' in card and f'{row.zero_shot:.3g}' in card
 
 
+def markdown(path):
+    "The text of a page, without its code"
+    text = path.read_text()
+    if path.suffix == '.ipynb':
+        cells = json.loads(text)['cells']
+        text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    return re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
+
+
 def test_links_lead_to_files(root):
     "Those of notebooks and of the pages beside README, as GitHub follows them"
     for p in [*root.glob('*.md'), *(root / 'nbs').rglob('*.ipynb')]:
-        text = (
-            p.read_text()
-            if p.suffix == '.md'
-            else '\n'.join(
-                ''.join(c['source'])
-                for c in json.loads(p.read_text())['cells']
-                if c['cell_type'] == 'markdown'
-            )
-        )
-        for link in re.findall(
-            r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
-        ):
+        folder = root if p.stem == 'index' else p.parent
+        for link in re.findall(r'\]\(([^()\s#]+)[^()\s]*\)', markdown(p)):
             if not re.match('https?:|mailto:', link):
-                assert ((root if p.stem == 'index' else p.parent) / link).exists(), (
-                    f'{p.name}: {link}'
-                )
+                assert (folder / link).exists(), f'{p.name}: {link}'
+
+
+def test_links_of_the_site_name_notebooks(root):
+    pages = {re.sub(r'^\d+_', '', p.stem) for p in (root / 'nbs').rglob('*.ipynb')}
+    for p in (root / 'docs').glob('*.md'):
+        for page in re.findall(r'\]\((\w+)\.ipynb\)', markdown(p)):
+            assert page in pages, f'{p.name}: {page}'
+
+
+def test_results_keep_the_schema(root):
+    "runs.csv, summary.csv and runs.json agree, and the summary is that of the runs"
+    for folder in sorted(p.parent for p in (root / 'results').glob('*/runs.csv')):
+        runs, summary = load_runs(folder), load_summary(folder)
+        record = json.loads((folder / 'runs.json').read_text())
+        assert record['schema'] == SCHEMA and set(RUN_COLUMNS) <= set(runs), folder.name
+        again = summarize(runs, record['against'])
+        same = summary[summary.updates.isin(runs.updates.unique())][list(again)]
+        pd.testing.assert_frame_equal(same.reset_index(drop=True), again, check_dtype=False)
+        named = {n.split(', ')[0] for n in record['runs']}
+        assert named == set(runs.data), folder.name
 
 
 def test_workflows(root):
-    "Valid, asking for no more rights than they need, with actions pinned to a major version; tested are the versions that settings.ini allows from"
+    "Few rights, actions pinned to a major version, and Python from the version in settings.ini"
     for p in (root / '.github' / 'workflows').glob('*.yml'):
         w = yaml.safe_load(p.read_text())
         assert w['permissions'] == {'contents': 'read'} and w[True], p.name  # `on` is true in YAML
