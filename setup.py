@@ -24,9 +24,14 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
+        'offline': cfg['offline_requirements'].split(),
         'optional': cfg['optional_requirements'].split(),
         'docs': cfg['docs_requirements'].split(),
-        'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('optional', 'docs', 'dev')).split(),
+        'dev': [
+            name
+            for extra in ('offline', 'optional', 'docs', 'dev')
+            for name in cfg[f'{extra}_requirements'].split()
+        ],
     },
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),

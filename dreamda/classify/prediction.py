@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEATURE_DRAWS', 'backbone_features', 'FeatureSource', 'FeatureHead', 'full_model', 'predict', 'accuracy']
 
-# %% ../../nbs/4_classify/06_prediction.ipynb #cee5f984
+# %% ../../nbs/4_classify/06_prediction.ipynb #bb7dcc0a
 import hashlib
 import os
 from functools import partial
@@ -25,7 +25,7 @@ from .models import seeded
 from ..data.images import Images, fit_square, stack
 from ..utils import Cache
 
-# %% ../../nbs/4_classify/06_prediction.ipynb #e1f04956
+# %% ../../nbs/4_classify/06_prediction.ipynb #c02f24f2
 FEATURE_DRAWS = 4  # augmented versions of each image whose features are computed
 
 
@@ -34,13 +34,25 @@ def _cache() -> Cache:
     return Cache(root / 'features')
 
 
-def _content_hash(item) -> str:  # of `Images.items`
-    if isinstance(item, np.ndarray):
-        return hashlib.sha256(repr(item.shape).encode() + item.tobytes()).hexdigest()
-    if callable(item):
-        with item() as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    return hashlib.sha256(Path(item).read_bytes()).hexdigest()
+_FILE_HASHES = {}  # of files that were decoded in this process
+
+
+def _hash_pixels(image):
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def _content_hash(images, i, size) -> str:  # of the pixels at this size
+    item = images.items[i]
+    if not isinstance(item, (str, Path)):
+        return _hash_pixels(fit_square(images[i][0], size))
+    status = Path(item).stat()
+    key = str(item), status.st_mtime_ns, status.st_size, images.decoder.background, size
+    if key in _FILE_HASHES:
+        return _FILE_HASHES[key]
+    found = _hash_pixels(fit_square(images[i][0], size))
+    if 'value_range' not in vars(images.decoder):  # else the pixels depend on other files too
+        _FILE_HASHES[key] = found
+    return found
 
 
 def _backbone_hash(model) -> str:
@@ -58,7 +70,7 @@ def _settings_hash(model, transform) -> str:
     text = repr([_backbone_hash(model), about, repr(transform), timm.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../nbs/4_classify/06_prediction.ipynb #14727567
+# %% ../../nbs/4_classify/06_prediction.ipynb #a35d007b
 def _normalized(pixels, model):  # uint8 (B,3,H,W) -> float
     config = resolve_model_data_config(model)
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ('mean', 'std'))
@@ -95,13 +107,14 @@ def backbone_features(
     settings = _settings_hash(model, transform)
     cache = _cache()
     features = []
-    for i, item in enumerate(images.items):
-        key = settings + _content_hash(item)
+    size = resolve_model_data_config(model)['input_size'][-1]
+    for i in range(len(images)):
+        key = settings + _content_hash(images, i, size)
         make = partial(_image_features, model, images, i, transform, key, device)
         features.append(torch.from_numpy(cache.get(key, make)))
     return torch.stack(features)
 
-# %% ../../nbs/4_classify/06_prediction.ipynb #7d5e1d94
+# %% ../../nbs/4_classify/06_prediction.ipynb #99d5c66c
 class FeatureSource:
     "Augmented features of images; `take` draws one version of each that is asked for"
 
@@ -163,7 +176,7 @@ def full_model(
     whole.is_frozen = True
     return whole.eval()
 
-# %% ../../nbs/4_classify/06_prediction.ipynb #43060e07
+# %% ../../nbs/4_classify/06_prediction.ipynb #5c22e97b
 def _head_logits(head, images, device):  # float32 (N,C)
     features = backbone_features(head.whole[0], images, device=device)[:, 0].float()
     return head.to(training_device(device)).eval()(features.to(training_device(device)))

@@ -26,8 +26,7 @@ from .models import check_outputs
 from .training import view_data
 from ..data.folders import Source
 from ..data.images import Images
-from ..data.splits import hash_split
-from ..data.splits import scarce_split
+from ..data.splits import hash_split, scarce_split
 
 # %% ../../nbs/4_classify/09_softmatch.ipynb #0d2a1726
 class SoftMatchWeight(nn.Module):

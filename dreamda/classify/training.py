@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['classifier_for', 'trainable', 'image_data', 'view_data', 'fit']
 
-# %% ../../nbs/4_classify/08_training.ipynb #ae2293be
+# %% ../../nbs/4_classify/08_training.ipynb #0507cfda
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +28,7 @@ from .models import check_outputs, create_classifier
 from .prediction import FeatureHead, FeatureSource, backbone_features, full_model
 from ..data.images import Images
 
-# %% ../../nbs/4_classify/08_training.ipynb #070d1d37
+# %% ../../nbs/4_classify/08_training.ipynb #4478e787
 def classifier_for(
     config: TrainConfig,  # from `resolve_config`
     num_classes: int,  # outputs
@@ -39,7 +39,7 @@ def classifier_for(
         config.classifier, num_classes, config.image_size, config.pretrained, seed=seed
     )
 
-# %% ../../nbs/4_classify/08_training.ipynb #a4dfb992
+# %% ../../nbs/4_classify/08_training.ipynb #5baa3b04
 def _fix_first_blocks(model):
     groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     first = [name for name, group in groups.items() if group <= max(groups.values()) * 2 / 3]
@@ -59,7 +59,7 @@ def trainable(
         _fix_first_blocks(model)
     return model
 
-# %% ../../nbs/4_classify/08_training.ipynb #5e37bbe6
+# %% ../../nbs/4_classify/08_training.ipynb #89a24ed9
 def _sources(model, parts, config, *policies) -> list[Source]:  # one for each policy
     transforms = [
         transform_for(model, policy, flip=config.flip, scale=config.scale) for policy in policies
@@ -95,7 +95,7 @@ def view_data(
     "A dataset of weak and strong views"
     return Views(*_sources(model, parts, config, config.policy, strong), targets)
 
-# %% ../../nbs/4_classify/08_training.ipynb #44da2149
+# %% ../../nbs/4_classify/08_training.ipynb #14bd2e2e
 def _check(config, model, classes):
     if config.policy == 'cutmix':
         if config.batch_size % 2:
@@ -146,7 +146,7 @@ def _loss_for(model, config, num_classes):
     mix = Mixup(mixup_alpha=0, cutmix_alpha=1.0, label_smoothing=smoothing, num_classes=num_classes)
     return partial(_cutmix_loss, model, mix=mix)  # Mixup smooths its labels itself
 
-# %% ../../nbs/4_classify/08_training.ipynb #9946a638
+# %% ../../nbs/4_classify/08_training.ipynb #0a749051
 @contextmanager
 def _head_only(model):
     "Fix all weights but the head's"
@@ -188,7 +188,7 @@ def _fit_split(model, loss_for, data, plan, config, checkpoint, **kwargs):
     model.load_state_dict({k: v for k, v in split.state_dict().items() if k in own})
     return model.to(next(split.parameters()).device).eval()
 
-# %% ../../nbs/4_classify/08_training.ipynb #8bbdc37d
+# %% ../../nbs/4_classify/08_training.ipynb #c4fca669
 def fit(
     model: nn.Module,  # from `create_classifier`; trained in place
     real: Images,  # labelled real images
