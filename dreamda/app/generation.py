@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_images', 'preview', 'expand', 'expand_again', 'estimate_expansion']
 
-# %% ../../nbs/7_app/04_generation.ipynb #53d311fc
+# %% ../../nbs/7_app/04_generation.ipynb #abf69083
 from pathlib import Path
 
 from .history import is_first_process, remove_results
@@ -15,7 +15,7 @@ from ..diffusion.methods import Method, get_method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.prompts import read_prompts
 
-# %% ../../nbs/7_app/04_generation.ipynb #c949da52
+# %% ../../nbs/7_app/04_generation.ipynb #4feefdd1
 def load_images(
     data: str | Path,  # see `load_data`
     part: str = 'train',  # 'train', 'val' or 'test'
@@ -41,7 +41,7 @@ def _method(method, settings):
         return method.with_settings(**settings)
     return get_method(method, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #4c68cd54
+# %% ../../nbs/7_app/04_generation.ipynb #8b21534c
 def preview(
     data: str | Path | Images,  # real images
     sheet: str | Path | None = 'preview.png',  # the picture to write; None: none
@@ -67,7 +67,7 @@ def preview(
         figure.savefig(sheet, bbox_inches='tight', dpi=150)
     return figure
 
-# %% ../../nbs/7_app/04_generation.ipynb #05ee8fbf
+# %% ../../nbs/7_app/04_generation.ipynb #5da0bca2
 def expand(
     data: str | Path | Images,  # real images; of a folder with train/ and test/ the train part
     out: str | Path,  # the folder to write; continued if it holds a run with these settings
@@ -127,7 +127,7 @@ def _finetuned(pipe, images, out, method, seed, settings):
     template = method.conditioning.template
     return finetune(pipe, images, cache=cache, template=template, seed=seed, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #8529b49d
+# %% ../../nbs/7_app/04_generation.ipynb #493320d2
 def expand_again(
     record: str | Path,  # a run.json
     data: str | Path | Images,  # the same real images

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from .page import collect
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/03_report.ipynb #ec6b6222
+# %% ../../nbs/7_app/03_report.ipynb #da802c01
 MEASURES = {  # name -> title, meaning
     'label_preservation': (
         'Label preservation',
@@ -75,7 +75,7 @@ MEASURES = {  # name -> title, meaning
     ),
 }
 
-# %% ../../nbs/7_app/03_report.ipynb #9f53b3a9
+# %% ../../nbs/7_app/03_report.ipynb #e6fa87f1
 def say_duration(seconds: float) -> str:
     "A duration in words"
     if seconds < 100:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_config', 'change_config', 'label', 'Trial', 'train', 'estimate_labelling', 'estimate_training', 'measure']
 
-# %% ../../nbs/7_app/05_workflow.ipynb #50759595
+# %% ../../nbs/7_app/05_workflow.ipynb #593d782e
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..measure.audit import plot_audit
 from ..measure.provenance import save_results
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/05_workflow.ipynb #89b75f5a
+# %% ../../nbs/7_app/05_workflow.ipynb #faee1b42
 _LABELLER_SETTINGS = {  # setting -> beginnings of the names of the labellers that have it
     'tau': ('amst',),
     'threshold': ('confidence', 'clip_filter'),
@@ -65,7 +65,7 @@ def change_config(
     changes = {'label_settings': before | own} | settings
     return replace(base, **changes)
 
-# %% ../../nbs/7_app/05_workflow.ipynb #63e7b403
+# %% ../../nbs/7_app/05_workflow.ipynb #e84c1c3a
 def _with_rejected(table, run, rejected):  # rows for the rejected images, in the run's order
     index = [i for i, key in enumerate(run.synthetic.keys) if key in set(rejected)]
     images = run.synthetic.subset(index)
@@ -97,7 +97,7 @@ def label(
     write_json(out / 'labels.json', training=config, seed=seed, rejected=rejected)
     return table
 
-# %% ../../nbs/7_app/05_workflow.ipynb #927bf4c8
+# %% ../../nbs/7_app/05_workflow.ipynb #af56a49f
 def _labelled_run(data, out):  # the run without rejected images, and the settings of its labels
     run, record = load_run(data, out), read_json(Path(out) / 'labels.json')
     if record is None:
@@ -119,7 +119,7 @@ class Trial:
     verdict: str  # 'yes', 'no' or 'cannot tell'
     arm: str  # of the classifier that was saved
 
-# %% ../../nbs/7_app/05_workflow.ipynb #5d6ce14e
+# %% ../../nbs/7_app/05_workflow.ipynb #66b6855f
 def train(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; predictions.csv, accuracy.csv and accuracy.json go there
@@ -149,7 +149,7 @@ def train(
     _save_trial(trial, out)
     return trial
 
-# %% ../../nbs/7_app/05_workflow.ipynb #3112cce6
+# %% ../../nbs/7_app/05_workflow.ipynb #4a99635d
 def _save_final(trial, folder):  # a classifier that is trained on all images
     run, used = trial.run, trial.arm == SYNTHETIC
     config = trial.config if used else replace(trial.config, labels='inherit', label_settings={})
@@ -176,7 +176,7 @@ def _save_trial(trial, out):
         arm=trial.arm,
     )
 
-# %% ../../nbs/7_app/05_workflow.ipynb #4ad8b3b4
+# %% ../../nbs/7_app/05_workflow.ipynb #857da954
 def estimate_labelling(data: str | Path, out: str | Path, **settings) -> float:
     "The seconds that `label` takes with these settings, from a short training"
     run = load_run(data, out)
@@ -193,7 +193,7 @@ def estimate_training(
     seconds = training_seconds(run, change_config(base, **settings))
     return repeats * len(ARMS), repeats * seconds
 
-# %% ../../nbs/7_app/05_workflow.ipynb #fe23decc
+# %% ../../nbs/7_app/05_workflow.ipynb #b764d65a
 def measure(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; metrics.json goes there

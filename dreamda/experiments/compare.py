@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_arm', 'arm_labels', 'compare']
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #6a159bd1
+# %% ../../nbs/6_experiments/03_compare.ipynb #ce360e1a
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,7 +26,7 @@ from .config import ExperimentConfig
 from .synthesis import load_generator, resolve_training, split_of, synthesize
 from ..utils import Cache, parallel_map, short_hash
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #fa3e1865
+# %% ../../nbs/6_experiments/03_compare.ipynb #135c455f
 def _run_key(config, seed):
     config = replace(config, training=resolve_training(config))
     weights = load_generator(config.model)[1] if config.method else None
@@ -39,7 +39,7 @@ def _run_key(config, seed):
 def _labels_path(config, seed, cache):
     return Path(cache) / 'labels' / f'{short_hash(_run_key(config, seed))}.csv'
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #c0fdb136
+# %% ../../nbs/6_experiments/03_compare.ipynb #b8b61261
 def _train_semi(config, training, labelled, synthetic, seed):  # the model and its test images
     _, pool, held_out = semi_split(load_data(config.data), config.per_class, seed, config.part)
     shared = ('updates', 'batch_size', 'synthetic_fraction', 'flip', 'scale')
@@ -64,11 +64,10 @@ def _train_supervised(training, labelled, synthetic, seed, out):
         config=training,
         origins=origins,
         seed=seed,
-        **training.label_settings,
     )
     return trained
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #e9183fa4
+# %% ../../nbs/6_experiments/03_compare.ipynb #e58334da
 def _letters(source, tested, right):  # 'T' right, 'F' wrong, '.' not tested, for a whole part
     parts = [part for part in (source.test, source.train, source.val) if part is not None]
     whole = next(part for part in parts if tested.keys[0] in part.keys)
@@ -121,7 +120,7 @@ def arm_labels(
         return images, label_table(images, images.targets, images.classes)
     return images, read_label_table(_labels_path(config, seed, cache))
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #dd29a670
+# %% ../../nbs/6_experiments/03_compare.ipynb #448c428d
 def _check_arm(name, config):
     training, plain = config.training, TrainConfig()
     if training.labels not in LABELLERS:
@@ -154,7 +153,7 @@ def _check_arms(arms, seeds):  # bad input fails here, before any work
     for training in {str(config.training): config for config in arms.values()}.values():
         classifier_for(resolve_training(training), 2)
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #1e9d366e
+# %% ../../nbs/6_experiments/03_compare.ipynb #88f234b9
 def _setting_columns(config):
     training = resolve_training(config)
     return {

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ExperimentConfig', 'standard_arms', 'check_parameters']
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #7bb49857
+# %% ../../nbs/6_experiments/01_experiment.ipynb #38859361
 import ast
 from dataclasses import dataclass, field, fields, replace
 
 from ..classify.config import TrainConfig
 from ..diffusion.methods import METHODS, Method
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #b55ab5be
+# %% ../../nbs/6_experiments/01_experiment.ipynb #8689e3ba
 @dataclass(frozen=True)
 class ExperimentConfig:
     "The data, the generator and the training of one arm"
@@ -37,7 +37,7 @@ class ExperimentConfig:
             changes['training'] = replace(changes.get('training', self.training), **settings)
         return replace(self, **changes)
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #7702e5f2
+# %% ../../nbs/6_experiments/01_experiment.ipynb #d9ef0ae8
 def standard_arms(
     base: ExperimentConfig,  # what the arms share
     dreamda: Method,  # DreamDA with its settings
@@ -56,7 +56,7 @@ def standard_arms(
         'DreamDA + RandAugment': generator.change(method=dreamda, policy='randaugment'),
     }
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #80f3310b
+# %% ../../nbs/6_experiments/01_experiment.ipynb #c6e32ec8
 _LEAST = {
     'seeds': 1,
     'per_class': 1,
@@ -79,7 +79,7 @@ def _expected(default):  # types that fit a default, and their name
     kinds |= {float: (int | float, 'a number'), str: (str | int | float, 'text')}
     return kinds.get(type(default), (object, 'anything'))
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #8bf62da4
+# %% ../../nbs/6_experiments/01_experiment.ipynb #da0c7a77
 def _check_value(name, value, default, allowed):
     kind, expected = _expected(default)
     if allowed:
@@ -87,7 +87,8 @@ def _check_value(name, value, default, allowed):
             choices = ', '.join(repr(choice) for choice in allowed)
             raise ValueError(f'parameter {name} is {value!r}: give one of {choices}')
         return
-    if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
+    wrong_bool = isinstance(value, bool) and not isinstance(default, bool | None)
+    if not isinstance(value, kind) or wrong_bool:
         raise ValueError(f'parameter {name} is {value!r}: give {expected}')
     if isinstance(value, int | float) and value < _LEAST.get(name, value):
         raise ValueError(f'parameter {name} is {value!r}: give at least {_LEAST[name]}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_generator', 'resolve_training', 'split_of', 'autocast', 'generator_for', 'synthesize']
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #6eed19d5
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #957f5743
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..expansion.expand import expand as expand_images
 from .config import ExperimentConfig
 from ..utils import default_device, short_hash
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #fa852c41
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #c7059a98
 @lru_cache(1)
 def load_generator(
     model: str,  # see `load_pipeline`
@@ -46,7 +46,7 @@ def split_of(
     "The labelled images of a split, and the images to measure on"
     return scarce_split(load_data(config.data), config.per_class, seed, config.part)
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #8d4650b0
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #65cd4e8c
 def autocast(config: ExperimentConfig):
     "The context in which an arm's images are generated"
     return torch.autocast(default_device().type, torch.bfloat16, enabled=config.bf16)
@@ -73,7 +73,7 @@ def generator_for(
         bf16=config.bf16,
     )
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #6c9e4ad3
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #a1a2c807
 def _images_hash(config, labelled):
     return short_hash(
         [
