@@ -1,8 +1,9 @@
-"""Does memory grow with the number of images? The peak of a process that expands few, and many, seed images.
+"""Does memory grow with the number of images? The peak while few, and many, seeds are expanded.
 
-    python benchmarks/memory.py 100 10000            # writes results/benchmarks/memory.json and memory.png
+    python benchmarks/memory.py 100 10000    # writes results/benchmarks/memory.json and .png
 
-`tiny` on one CPU thread, one variant of each seed by one step. The seeds are files. The memory before the run (libraries and model) is the same for all.
+`tiny` on one CPU thread, one variant of each seed by one step. The seeds are files. The memory
+before the run (libraries and model) is the same for all.
 """
 
 import argparse

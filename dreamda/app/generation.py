@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['load_images', 'preview', 'expand', 'expand_again', 'estimate_expansion']
 
-# %% ../../nbs/7_app/04_generation.ipynb #abf69083
+# %% ../../nbs/7_app/04_generation.ipynb #28fd0d68
 from pathlib import Path
 
 from .history import is_first_process, remove_results
 from ..data.datasets import load_data
 from ..data.images import Images
-from ..diffusion.methods import Method, get_method
+from ..diffusion.composition import Method
+from ..diffusion.methods import get_method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.prompts import read_prompts
 
-# %% ../../nbs/7_app/04_generation.ipynb #4feefdd1
+# %% ../../nbs/7_app/04_generation.ipynb #ab169dd7
 def load_images(
     data: str | Path,  # see `load_data`
     part: str = 'train',  # 'train', 'val' or 'test'
@@ -41,7 +42,7 @@ def _method(method, settings):
         return method.with_settings(**settings)
     return get_method(method, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #8b21534c
+# %% ../../nbs/7_app/04_generation.ipynb #f449c1c8
 def preview(
     data: str | Path | Images,  # real images
     sheet: str | Path | None = 'preview.png',  # the picture to write; None: none
@@ -67,7 +68,7 @@ def preview(
         figure.savefig(sheet, bbox_inches='tight', dpi=150)
     return figure
 
-# %% ../../nbs/7_app/04_generation.ipynb #5da0bca2
+# %% ../../nbs/7_app/04_generation.ipynb #dd655c2a
 def expand(
     data: str | Path | Images,  # real images; of a folder with train/ and test/ the train part
     out: str | Path,  # the folder to write; continued if it holds a run with these settings
@@ -127,7 +128,7 @@ def _finetuned(pipe, images, out, method, seed, settings):
     template = method.conditioning.template
     return finetune(pipe, images, cache=cache, template=template, seed=seed, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #493320d2
+# %% ../../nbs/7_app/04_generation.ipynb #b5772460
 def expand_again(
     record: str | Path,  # a run.json
     data: str | Path | Images,  # the same real images

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from .page import collect
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/03_report.ipynb #da802c01
+# %% ../../nbs/7_app/03_report.ipynb #2c2fd2e7
 MEASURES = {  # name -> title, meaning
     'label_preservation': (
         'Label preservation',
@@ -75,7 +75,7 @@ MEASURES = {  # name -> title, meaning
     ),
 }
 
-# %% ../../nbs/7_app/03_report.ipynb #e6fa87f1
+# %% ../../nbs/7_app/03_report.ipynb #372ed476
 def say_duration(seconds: float) -> str:
     "A duration in words"
     if seconds < 100:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['label', 'train', 'measure', 'report']
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #6c45f75e
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #0e5bb929
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from . import options as o
 from .console import app, given, hide_progress, option, say, say_duration
 from .history import add_to_history
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #e6236c87
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #ac2d7d45
 @app.command()
 def label(
     ctx: typer.Context,
@@ -62,7 +62,7 @@ def label(
     add_to_history(out, data, time.perf_counter() - start)
     _say_labels(table, data, out)
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #e5848a57
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #5be0ca4e
 def _hint_at_tau(table):  # AMST that accepts few images
     from dreamda.measure.audit import acceptance
 
@@ -87,7 +87,7 @@ def _say_labels(table, data, out):
         f'Next: dreamda train {data} {out} model'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #37298eb3
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #5f9b19de
 @app.command()
 def train(
     ctx: typer.Context,
@@ -136,7 +136,7 @@ def train(
     add_to_history(out, data, time.perf_counter() - start)
     _say_trial(trial, data, out, model)
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #dbc133cb
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #77089eb6
 def _say_trial(trial, data, out, model):
     from dreamda.measure.results import show
 
@@ -157,7 +157,7 @@ def _say_trial(trial, data, out, model):
         f'{used}. Next: dreamda report {out}'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #d5dd82b6
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #0ef55793
 @app.command()
 def measure(
     ctx: typer.Context,
@@ -205,7 +205,7 @@ def measure(
         f'{found["real_images"]} real ones ({found["beside"]}). Next: dreamda report {out}'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #4922db7b
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #7a32d70a
 @app.command()
 def report(
     out: o.Out,

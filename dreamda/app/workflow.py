@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_config', 'change_config', 'label', 'Trial', 'train', 'estimate_labelling', 'estimate_training', 'measure']
 
-# %% ../../nbs/7_app/05_workflow.ipynb #593d782e
+# %% ../../nbs/7_app/05_workflow.ipynb #a72a297c
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..measure.audit import plot_audit
 from ..measure.provenance import save_results
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/05_workflow.ipynb #faee1b42
+# %% ../../nbs/7_app/05_workflow.ipynb #ad201367
 _LABELLER_SETTINGS = {  # setting -> beginnings of the names of the labellers that have it
     'tau': ('amst',),
     'threshold': ('confidence', 'clip_filter'),
@@ -65,7 +65,7 @@ def change_config(
     changes = {'label_settings': before | own} | settings
     return replace(base, **changes)
 
-# %% ../../nbs/7_app/05_workflow.ipynb #e84c1c3a
+# %% ../../nbs/7_app/05_workflow.ipynb #2d6b469c
 def _with_rejected(table, run, rejected):  # rows for the rejected images, in the run's order
     index = [i for i, key in enumerate(run.synthetic.keys) if key in set(rejected)]
     images = run.synthetic.subset(index)
@@ -97,7 +97,7 @@ def label(
     write_json(out / 'labels.json', training=config, seed=seed, rejected=rejected)
     return table
 
-# %% ../../nbs/7_app/05_workflow.ipynb #af56a49f
+# %% ../../nbs/7_app/05_workflow.ipynb #b3ac9fc1
 def _labelled_run(data, out):  # the run without rejected images, and the settings of its labels
     run, record = load_run(data, out), read_json(Path(out) / 'labels.json')
     if record is None:
@@ -119,7 +119,7 @@ class Trial:
     verdict: str  # 'yes', 'no' or 'cannot tell'
     arm: str  # of the classifier that was saved
 
-# %% ../../nbs/7_app/05_workflow.ipynb #66b6855f
+# %% ../../nbs/7_app/05_workflow.ipynb #55cf8e23
 def train(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; predictions.csv, accuracy.csv and accuracy.json go there
@@ -149,7 +149,7 @@ def train(
     _save_trial(trial, out)
     return trial
 
-# %% ../../nbs/7_app/05_workflow.ipynb #4a99635d
+# %% ../../nbs/7_app/05_workflow.ipynb #1b4df46d
 def _save_final(trial, folder):  # a classifier that is trained on all images
     run, used = trial.run, trial.arm == SYNTHETIC
     config = trial.config if used else replace(trial.config, labels='inherit', label_settings={})
@@ -176,7 +176,7 @@ def _save_trial(trial, out):
         arm=trial.arm,
     )
 
-# %% ../../nbs/7_app/05_workflow.ipynb #857da954
+# %% ../../nbs/7_app/05_workflow.ipynb #78b20209
 def estimate_labelling(data: str | Path, out: str | Path, **settings) -> float:
     "The seconds that `label` takes with these settings, from a short training"
     run = load_run(data, out)
@@ -193,7 +193,7 @@ def estimate_training(
     seconds = training_seconds(run, change_config(base, **settings))
     return repeats * len(ARMS), repeats * seconds
 
-# %% ../../nbs/7_app/05_workflow.ipynb #b764d65a
+# %% ../../nbs/7_app/05_workflow.ipynb #821a77e9
 def measure(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; metrics.json goes there
@@ -203,12 +203,11 @@ def measure(
     samples: int = 5000,  # synthetic images to measure, at most
     workers: int | None = None,  # see `parallel_map`
     **settings,  # of the judge's training, see `change_config`
-) -> dict:  # see `measure_run`
+) -> dict:  # see `measure_quality`
     "What the synthetic images of a run are like, compared with real ones"
-    from dreamda.measure.quality import measure_run
+    from dreamda.measure.quality import measure_quality
 
     config = change_config(TrainConfig(), **settings)
-    run = load_run(data, out)
-    found = measure_run(run, features, clip, config, samples, workers=workers)
+    found = measure_quality(data, out, features, clip, config, samples, workers=workers)
     write_json(Path(out) / 'metrics.json', **found)
     return found

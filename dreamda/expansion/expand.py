@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data.images import Images, fit_square
 from ..diffusion.checkpoints import BUNDLED_MODELS, weights_hash
-from ..diffusion.conditioning import learn_embeddings
+from ..diffusion.embedding_training import learn_embeddings
 from ..diffusion.finetune import finetune
 from ..diffusion.generate import generate
 from ..diffusion.inversion_cache import Inversions
 from ..diffusion.latents import flagged, image_size, to_pil
-from ..diffusion.methods import Method, read_method
+from ..diffusion.composition import Method, read_method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
 from dreamda.expansion.record import (

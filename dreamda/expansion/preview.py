@@ -17,7 +17,7 @@ from ..data.grid import grid
 from ..data.images import Images, fit_square
 from ..diffusion.generate import generate
 from ..diffusion.latents import image_size
-from ..diffusion.methods import Method
+from ..diffusion.composition import Method
 from ..diffusion.variants import sample_variants
 from .expand import expand
 

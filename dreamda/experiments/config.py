@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ExperimentConfig', 'standard_arms', 'check_parameters']
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #38859361
+# %% ../../nbs/6_experiments/01_experiment.ipynb #87511bf0
 import ast
 from dataclasses import dataclass, field, fields, replace
 
 from ..classify.config import TrainConfig
-from ..diffusion.methods import METHODS, Method
+from ..diffusion.composition import Method
+from ..diffusion.methods import METHODS
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #8689e3ba
+# %% ../../nbs/6_experiments/01_experiment.ipynb #1f688756
 @dataclass(frozen=True)
 class ExperimentConfig:
     "The data, the generator and the training of one arm"
@@ -37,7 +38,7 @@ class ExperimentConfig:
             changes['training'] = replace(changes.get('training', self.training), **settings)
         return replace(self, **changes)
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #d9ef0ae8
+# %% ../../nbs/6_experiments/01_experiment.ipynb #ab13de51
 def standard_arms(
     base: ExperimentConfig,  # what the arms share
     dreamda: Method,  # DreamDA with its settings
@@ -56,7 +57,7 @@ def standard_arms(
         'DreamDA + RandAugment': generator.change(method=dreamda, policy='randaugment'),
     }
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #c6e32ec8
+# %% ../../nbs/6_experiments/01_experiment.ipynb #651e95a7
 _LEAST = {
     'seeds': 1,
     'per_class': 1,
@@ -79,7 +80,7 @@ def _expected(default):  # types that fit a default, and their name
     kinds |= {float: (int | float, 'a number'), str: (str | int | float, 'text')}
     return kinds.get(type(default), (object, 'anything'))
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #da0c7a77
+# %% ../../nbs/6_experiments/01_experiment.ipynb #041a2f09
 def _check_value(name, value, default, allowed):
     kind, expected = _expected(default)
     if allowed:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_generator', 'resolve_training', 'split_of', 'autocast', 'generator_for', 'synthesize']
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #957f5743
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #4bcb251b
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..expansion.expand import expand as expand_images
 from .config import ExperimentConfig
 from ..utils import default_device, short_hash
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #c7059a98
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #8454a09e
 @lru_cache(1)
 def load_generator(
     model: str,  # see `load_pipeline`
@@ -46,7 +46,7 @@ def split_of(
     "The labelled images of a split, and the images to measure on"
     return scarce_split(load_data(config.data), config.per_class, seed, config.part)
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #65cd4e8c
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #fd5e9fb4
 def autocast(config: ExperimentConfig):
     "The context in which an arm's images are generated"
     return torch.autocast(default_device().type, torch.bfloat16, enabled=config.bf16)
@@ -73,7 +73,7 @@ def generator_for(
         bf16=config.bf16,
     )
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #a1a2c807
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #c28f1d4d
 def _images_hash(config, labelled):
     return short_hash(
         [
