@@ -23,7 +23,7 @@ from dreamda.diffusion.prompts import (
     prompts_path,
     read_prompts,
 )
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
 
 torch.set_num_threads(1)
@@ -302,7 +302,7 @@ def test_from_a_server_to_images(serve, tmp_path):
     )
     seeds, _ = scarce_split(load_data('digits'), 1, part='validation')
     seven = seeds.subset([seeds.targets.index(DIGITS.index('seven'))])
-    made = expand(
+    made = expand_images(
         seven,
         tmp_path / 'out',
         load_pipeline('tiny', device='cpu'),

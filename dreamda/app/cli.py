@@ -54,7 +54,7 @@ def _is_pipeline(repo):
     names = {file.file_name for revision in repo.revisions for file in revision.files}
     return 'model_index.json' in names
 
-# %% ../../nbs/7_app/12_cli.ipynb #c37fd698
+# %% ../../nbs/7_app/12_cli.ipynb #27b5d7a4
 @app.command()
 def datasets(
     name: Annotated[str | None, typer.Argument(help='The one to write to a folder.')] = None,
@@ -89,7 +89,7 @@ def datasets(
             'and --no-flip, as a mirrored digit is none.'
         )
 
-# %% ../../nbs/7_app/12_cli.ipynb #5e0ccaf4
+# %% ../../nbs/7_app/12_cli.ipynb #30e3f31e
 def _list_datasets():
     from dreamda.data.datasets import NAMED, data_home
 
@@ -121,7 +121,7 @@ def _say_error(error):
 def _show_warning(message, *_):
     print(f'Warning: {" ".join(str(message).split())}', file=sys.stderr)
 
-# %% ../../nbs/7_app/12_cli.ipynb #0394bc22
+# %% ../../nbs/7_app/12_cli.ipynb #15339dbb
 def _run(args):  # the exit code
     try:
         return app(args, prog_name='dreamda', standalone_mode=False) or 0

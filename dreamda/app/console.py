@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'use_config', 'option', 'say', 'say_duration', 'hide_progress', 'given']
 
-# %% ../../nbs/7_app/06_console.ipynb #dcef4c96
+# %% ../../nbs/7_app/06_console.ipynb #c5630a00
 from pathlib import Path
 
 import typer
@@ -13,7 +13,7 @@ import yaml
 
 from .history import is_first_process
 
-# %% ../../nbs/7_app/06_console.ipynb #f85b6cdc
+# %% ../../nbs/7_app/06_console.ipynb #5b75e6d1
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -30,7 +30,7 @@ All steps:
   dreamda report out/""",
 )
 
-# %% ../../nbs/7_app/06_console.ipynb #6ae087db
+# %% ../../nbs/7_app/06_console.ipynb #bda98e96
 def _read_settings(path):
     if not path.is_file():
         raise ValueError(
@@ -61,7 +61,7 @@ def use_config(
         raise ValueError(f'{path} has a setting that no command knows: {", ".join(unknown)}')
     ctx.default_map = settings
 
-# %% ../../nbs/7_app/06_console.ipynb #1d00fede
+# %% ../../nbs/7_app/06_console.ipynb #6e91567b
 def option(help: str, *names: str, **settings):
     "An option with its help"
     return typer.Option(*names, help=help, **settings)
@@ -89,7 +89,7 @@ def hide_progress():
         logging.disable_progress_bar()
         logging.set_verbosity_error()
 
-# %% ../../nbs/7_app/06_console.ipynb #ac5acd5b
+# %% ../../nbs/7_app/06_console.ipynb #77f2cf80
 def given(
     ctx: typer.Context,
     names: tuple[str, ...],  # of options

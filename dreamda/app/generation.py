@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_images', 'preview', 'expand', 'expand_again', 'estimate_expansion']
 
-# %% ../../nbs/7_app/04_generation.ipynb #28fd0d68
+# %% ../../nbs/7_app/04_generation.ipynb #55d8b291
 from pathlib import Path
 
 from .history import is_first_process, remove_results
@@ -16,7 +16,7 @@ from ..diffusion.methods import get_method
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.prompts import read_prompts
 
-# %% ../../nbs/7_app/04_generation.ipynb #ab169dd7
+# %% ../../nbs/7_app/04_generation.ipynb #847fa268
 def load_images(
     data: str | Path,  # see `load_data`
     part: str = 'train',  # 'train', 'val' or 'test'
@@ -42,7 +42,7 @@ def _method(method, settings):
         return method.with_settings(**settings)
     return get_method(method, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #f449c1c8
+# %% ../../nbs/7_app/04_generation.ipynb #a8414dac
 def preview(
     data: str | Path | Images,  # real images
     sheet: str | Path | None = 'preview.png',  # the picture to write; None: none
@@ -68,7 +68,7 @@ def preview(
         figure.savefig(sheet, bbox_inches='tight', dpi=150)
     return figure
 
-# %% ../../nbs/7_app/04_generation.ipynb #dd655c2a
+# %% ../../nbs/7_app/04_generation.ipynb #67b8a647
 def expand(
     data: str | Path | Images,  # real images; of a folder with train/ and test/ the train part
     out: str | Path,  # the folder to write; continued if it holds a run with these settings
@@ -86,7 +86,7 @@ def expand(
     **settings,  # of the method, such as sigma=1.5
 ) -> Images:
     "The synthetic images of real ones, written to a folder. A stopped run continues"
-    from dreamda.expansion.expand import expand as expand_images
+    from dreamda.expansion.expand import expand_images
 
     images, name = _images(data), method if isinstance(method, str) else 'custom'
     method, pipe = _method(method, settings), _pipeline(model)
@@ -128,7 +128,7 @@ def _finetuned(pipe, images, out, method, seed, settings):
     template = method.conditioning.template
     return finetune(pipe, images, cache=cache, template=template, seed=seed, **settings)
 
-# %% ../../nbs/7_app/04_generation.ipynb #b5772460
+# %% ../../nbs/7_app/04_generation.ipynb #0566a3f4
 def expand_again(
     record: str | Path,  # a run.json
     data: str | Path | Images,  # the same real images

@@ -6,7 +6,7 @@
 __all__ = ['RESULT_FILES', 'remove_results', 'read_json', 'write_json', 'is_first_process', 'add_to_history', 'read_history',
            'read_rejected']
 
-# %% ../../nbs/7_app/01_history.ipynb #68bdae72
+# %% ../../nbs/7_app/01_history.ipynb #2020e036
 import json
 import os
 import shlex
@@ -17,7 +17,7 @@ from pathlib import Path
 from ..measure.provenance import provenance, to_json
 from ..utils import default_device, write_atomic
 
-# %% ../../nbs/7_app/01_history.ipynb #89f8166f
+# %% ../../nbs/7_app/01_history.ipynb #6df54bba
 RESULT_FILES = (
     'labels.csv',
     'labels-history.csv',
@@ -49,7 +49,7 @@ def write_json(path: str | Path, **facts):
     text = to_json(facts | provenance())
     write_atomic(path, lambda p: p.write_text(text, encoding='utf-8'))
 
-# %% ../../nbs/7_app/01_history.ipynb #002a87f7
+# %% ../../nbs/7_app/01_history.ipynb #96950eef
 def is_first_process() -> bool:
     "Whether this is the first process of `accelerate launch`, or the only one"
     return int(os.environ.get('RANK', 0)) == 0
@@ -82,7 +82,7 @@ def read_history(out: str | Path) -> list[dict]:
         return []
     return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
 
-# %% ../../nbs/7_app/01_history.ipynb #49eac214
+# %% ../../nbs/7_app/01_history.ipynb #6256f24a
 def read_rejected(
     path: str | Path,  # saved by the report page
     known: Iterable[str],  # file names of the run's images

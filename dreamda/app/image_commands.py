@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['preview', 'expand']
 
-# %% ../../nbs/7_app/08_image_commands.ipynb #c798b10d
+# %% ../../nbs/7_app/08_image_commands.ipynb #5915bd88
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from . import options as o
 from .console import app, given, hide_progress, option, say, say_duration
 from .history import add_to_history
 
-# %% ../../nbs/7_app/08_image_commands.ipynb #6cbc2428
+# %% ../../nbs/7_app/08_image_commands.ipynb #9c2c68bc
 def _hint_at_model(model, data):
     if str(model) == 'tiny' and str(data) != 'digits':
         say(
@@ -24,7 +24,7 @@ def _hint_at_model(model, data):
             'photos give --model stable-diffusion-v1-5/stable-diffusion-v1-5 (and a GPU).'
         )
 
-# %% ../../nbs/7_app/08_image_commands.ipynb #7fb22158
+# %% ../../nbs/7_app/08_image_commands.ipynb #872b0748
 @app.command()
 def preview(
     ctx: typer.Context,
@@ -74,7 +74,7 @@ def preview(
     )
     say(f'{sheet}: rows are images, columns are settings')
 
-# %% ../../nbs/7_app/08_image_commands.ipynb #4774864e
+# %% ../../nbs/7_app/08_image_commands.ipynb #69da48f2
 @app.command()
 def expand(
     ctx: typer.Context,
@@ -145,7 +145,7 @@ def expand(
         f'Next: dreamda label {data} {out}, or dreamda train {data} {out} model'
     )
 
-# %% ../../nbs/7_app/08_image_commands.ipynb #03486699
+# %% ../../nbs/7_app/08_image_commands.ipynb #81e3799e
 def _expand(ctx):
     from dreamda.app import generation
 
@@ -175,7 +175,7 @@ def _expand(ctx):
 
 def _say_estimate(ctx):
     from dreamda.app import generation
-    from dreamda.expansion.record import processes
+    from dreamda.expansion.locks import processes
 
     p = ctx.params
     if p['from_run']:

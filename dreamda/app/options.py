@@ -8,7 +8,7 @@ __all__ = ['Data', 'Out', 'Config', 'Debug', 'DryRun', 'Seed', 'Model', 'MethodN
            'Pretrained', 'Tune', 'ImageSize', 'Updates', 'Policy', 'Fraction', 'Mixing', 'Flip', 'LR', 'Seeds',
            'Workers', 'METHOD_SETTINGS', 'TRAINING_SETTINGS']
 
-# %% ../../nbs/7_app/07_options.ipynb #ce55bd23
+# %% ../../nbs/7_app/07_options.ipynb #6eaae02d
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ import typer
 
 from .console import option, use_config
 
-# %% ../../nbs/7_app/07_options.ipynb #61243991
+# %% ../../nbs/7_app/07_options.ipynb #9e1f3c0f
 Data = Annotated[
     str,
     typer.Argument(
@@ -37,7 +37,7 @@ Debug = Annotated[bool, option('Show where an error comes from.', '--debug')]
 DryRun = Annotated[bool, option('Only say what it will take.', '--dry-run')]
 Seed = Annotated[int, option('Of all random draws.')]
 
-# %% ../../nbs/7_app/07_options.ipynb #4b2a43c8
+# %% ../../nbs/7_app/07_options.ipynb #a57d5c38
 Model = Annotated[
     str,
     option(
@@ -48,7 +48,8 @@ Model = Annotated[
 MethodName = Annotated[
     str,
     option(
-        'dreamda, dreamda_paper, dreamda_between, dreamda_words, sd, sdedit, reconstruction, di, '
+        'dreamda, dreamda_paper, dreamda_between, dreamda_words, dreamda_released, sd, '
+        'sdedit, reconstruction, di, '
         'bot, gif, real_guidance, da_fusion, diff_mix or diff_ii.',
         '--method',
     ),
@@ -76,7 +77,7 @@ Template = Annotated[
 ]
 BatchSize = Annotated[int, option('Images generated at a time, at most.')]
 
-# %% ../../nbs/7_app/07_options.ipynb #1f291456
+# %% ../../nbs/7_app/07_options.ipynb #6866f574
 Labels = Annotated[
     str | None,
     option(
@@ -155,7 +156,7 @@ LR = Annotated[
 Seeds = Annotated[int, option('Repeats, each with other folds and other weights.')]
 Workers = Annotated[int | None, option('Processes.  [default: one per core, or one on a GPU]')]
 
-# %% ../../nbs/7_app/07_options.ipynb #c84b0e68
+# %% ../../nbs/7_app/07_options.ipynb #f9a1c617
 METHOD_SETTINGS = ('sigma', 'site', 'strength', 'guidance_scale', 'num_inference_steps', 'template')
 TRAINING_SETTINGS = (
     'labels',

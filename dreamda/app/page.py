@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'picture', 'spread', 'Album', 'collect']
 
-# %% ../../nbs/7_app/02_page.ipynb #c63bb614
+# %% ../../nbs/7_app/02_page.ipynb #d8f400e4
 import base64
 import io
 import shlex
@@ -22,7 +22,7 @@ from ..data.images import Images
 from ..expansion.record import load_synthetic, read_metadata
 from ..experiments.verdict import class_accuracies
 
-# %% ../../nbs/7_app/02_page.ipynb #671efc85
+# %% ../../nbs/7_app/02_page.ipynb #0da18feb
 SHOWN = 300  # synthetic images up to which a run is shown whole
 _CLASSES, _VARIANTS, _EACH = 12, 8, 12  # classes, variants of a seed, images of a kind of label
 
@@ -53,7 +53,7 @@ def spread(
         return []
     return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(int)).tolist()
 
-# %% ../../nbs/7_app/02_page.ipynb #7adabdc4
+# %% ../../nbs/7_app/02_page.ipynb #386fd314
 class Album:
     "The pictures of a dataset by key; '' for one that is missing or cannot be read"
 
@@ -67,7 +67,7 @@ class Album:
         except (KeyError, OSError, ValueError):
             return ''
 
-# %% ../../nbs/7_app/02_page.ipynb #4843fd87
+# %% ../../nbs/7_app/02_page.ipynb #fd620a10
 def _real_images(out, data, history):  # as far as they are found
     where = data or next((line['data'] for line in reversed(history) if line.get('data')), None)
     if not where:
@@ -115,7 +115,7 @@ def _seeds(lines, real, synthetic):
         for (name, seed), found in sorted(groups.items())
     ]
 
-# %% ../../nbs/7_app/02_page.ipynb #8624dc14
+# %% ../../nbs/7_app/02_page.ipynb #368b26f0
 def _shown_labels(table, synthetic):  # of one kind, by uncertainty
     ordered = table.sort_values('uncertainty')
     return [
@@ -148,7 +148,7 @@ def _labels(path, synthetic):  # accepted, relabelled and rejected images
     ]
     return {'kinds': shown, 'total': len(table)}
 
-# %% ../../nbs/7_app/02_page.ipynb #3f2f1209
+# %% ../../nbs/7_app/02_page.ipynb #ad9b7dd4
 def _arms(table):
     low = np.nanmin(table[['low', 'accuracy']].values)
     high = np.nanmax(table[['high', 'accuracy']].values)
@@ -180,7 +180,7 @@ def _accuracy(out):
     classes = _classes(frame, [arm['name'] for arm in arms])
     return {'arms': arms, 'classes': classes, **record['settings']}
 
-# %% ../../nbs/7_app/02_page.ipynb #d1460731
+# %% ../../nbs/7_app/02_page.ipynb #3a580c90
 def _flat(settings, prefix=''):  # (name, value) of nested settings
     for name, value in settings.items():
         if isinstance(value, dict):

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from .page import collect
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/03_report.ipynb #2c2fd2e7
+# %% ../../nbs/7_app/03_report.ipynb #486deffe
 MEASURES = {  # name -> title, meaning
     'label_preservation': (
         'Label preservation',
@@ -75,7 +75,7 @@ MEASURES = {  # name -> title, meaning
     ),
 }
 
-# %% ../../nbs/7_app/03_report.ipynb #372ed476
+# %% ../../nbs/7_app/03_report.ipynb #d6c1933a
 def say_duration(seconds: float) -> str:
     "A duration in words"
     if seconds < 100:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['label', 'train', 'measure', 'report']
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #0e5bb929
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #ad105fb6
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from . import options as o
 from .console import app, given, hide_progress, option, say, say_duration
 from .history import add_to_history
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #ac2d7d45
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #a855e451
 @app.command()
 def label(
     ctx: typer.Context,
@@ -62,7 +62,7 @@ def label(
     add_to_history(out, data, time.perf_counter() - start)
     _say_labels(table, data, out)
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #5be0ca4e
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #e03df4e3
 def _hint_at_tau(table):  # AMST that accepts few images
     from dreamda.measure.audit import acceptance
 
@@ -87,7 +87,7 @@ def _say_labels(table, data, out):
         f'Next: dreamda train {data} {out} model'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #5f9b19de
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #b29d378b
 @app.command()
 def train(
     ctx: typer.Context,
@@ -136,7 +136,7 @@ def train(
     add_to_history(out, data, time.perf_counter() - start)
     _say_trial(trial, data, out, model)
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #77089eb6
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #852cfea9
 def _say_trial(trial, data, out, model):
     from dreamda.measure.results import show
 
@@ -157,7 +157,7 @@ def _say_trial(trial, data, out, model):
         f'{used}. Next: dreamda report {out}'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #0ef55793
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #4a723361
 @app.command()
 def measure(
     ctx: typer.Context,
@@ -205,7 +205,7 @@ def measure(
         f'{found["real_images"]} real ones ({found["beside"]}). Next: dreamda report {out}'
     )
 
-# %% ../../nbs/7_app/09_verdict_commands.ipynb #7a32d70a
+# %% ../../nbs/7_app/09_verdict_commands.ipynb #f8ece367
 @app.command()
 def report(
     out: o.Out,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_config', 'change_config', 'label', 'Trial', 'train', 'estimate_labelling', 'estimate_training', 'measure']
 
-# %% ../../nbs/7_app/05_workflow.ipynb #a72a297c
+# %% ../../nbs/7_app/05_workflow.ipynb #8b7029a2
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..measure.audit import plot_audit
 from ..measure.provenance import save_results
 from ..utils import write_atomic
 
-# %% ../../nbs/7_app/05_workflow.ipynb #ad201367
+# %% ../../nbs/7_app/05_workflow.ipynb #6efff2cd
 _LABELLER_SETTINGS = {  # setting -> beginnings of the names of the labellers that have it
     'tau': ('amst',),
     'threshold': ('confidence', 'clip_filter'),
@@ -65,7 +65,7 @@ def change_config(
     changes = {'label_settings': before | own} | settings
     return replace(base, **changes)
 
-# %% ../../nbs/7_app/05_workflow.ipynb #2d6b469c
+# %% ../../nbs/7_app/05_workflow.ipynb #1dd27d58
 def _with_rejected(table, run, rejected):  # rows for the rejected images, in the run's order
     index = [i for i, key in enumerate(run.synthetic.keys) if key in set(rejected)]
     images = run.synthetic.subset(index)
@@ -97,7 +97,7 @@ def label(
     write_json(out / 'labels.json', training=config, seed=seed, rejected=rejected)
     return table
 
-# %% ../../nbs/7_app/05_workflow.ipynb #b3ac9fc1
+# %% ../../nbs/7_app/05_workflow.ipynb #adb40224
 def _labelled_run(data, out):  # the run without rejected images, and the settings of its labels
     run, record = load_run(data, out), read_json(Path(out) / 'labels.json')
     if record is None:
@@ -119,7 +119,7 @@ class Trial:
     verdict: str  # 'yes', 'no' or 'cannot tell'
     arm: str  # of the classifier that was saved
 
-# %% ../../nbs/7_app/05_workflow.ipynb #55cf8e23
+# %% ../../nbs/7_app/05_workflow.ipynb #210e7ead
 def train(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; predictions.csv, accuracy.csv and accuracy.json go there
@@ -149,7 +149,7 @@ def train(
     _save_trial(trial, out)
     return trial
 
-# %% ../../nbs/7_app/05_workflow.ipynb #1b4df46d
+# %% ../../nbs/7_app/05_workflow.ipynb #983a569b
 def _save_final(trial, folder):  # a classifier that is trained on all images
     run, used = trial.run, trial.arm == SYNTHETIC
     config = trial.config if used else replace(trial.config, labels='inherit', label_settings={})
@@ -176,7 +176,7 @@ def _save_trial(trial, out):
         arm=trial.arm,
     )
 
-# %% ../../nbs/7_app/05_workflow.ipynb #78b20209
+# %% ../../nbs/7_app/05_workflow.ipynb #6ec38533
 def estimate_labelling(data: str | Path, out: str | Path, **settings) -> float:
     "The seconds that `label` takes with these settings, from a short training"
     run = load_run(data, out)
@@ -193,7 +193,7 @@ def estimate_training(
     seconds = training_seconds(run, change_config(base, **settings))
     return repeats * len(ARMS), repeats * seconds
 
-# %% ../../nbs/7_app/05_workflow.ipynb #821a77e9
+# %% ../../nbs/7_app/05_workflow.ipynb #073a572a
 def measure(
     data: str | Path,  # the real images
     out: str | Path,  # the run's folder; metrics.json goes there

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_arm', 'arm_labels', 'compare']
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #bd97478b
+# %% ../../nbs/6_experiments/03_compare.ipynb #b7779300
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,7 +26,7 @@ from .config import ExperimentConfig
 from .synthesis import load_generator, resolve_training, split_of, synthesize
 from ..utils import Cache, parallel_map, short_hash
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #5c1a461a
+# %% ../../nbs/6_experiments/03_compare.ipynb #28384097
 def _run_key(config, seed):
     config = replace(config, training=resolve_training(config))
     weights = load_generator(config.model)[1] if config.method else None
@@ -39,7 +39,7 @@ def _run_key(config, seed):
 def _labels_path(config, seed, cache):
     return Path(cache) / 'labels' / f'{short_hash(_run_key(config, seed))}.csv'
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #deaedba5
+# %% ../../nbs/6_experiments/03_compare.ipynb #3c850f59
 def _train_semi(config, training, labelled, synthetic, seed):  # the model and its test images
     _, pool, held_out = semi_split(load_data(config.data), config.per_class, seed, config.part)
     shared = ('updates', 'batch_size', 'synthetic_fraction', 'flip', 'scale')
@@ -67,7 +67,7 @@ def _train_supervised(training, labelled, synthetic, seed, out):
     )
     return trained
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #c1e2380a
+# %% ../../nbs/6_experiments/03_compare.ipynb #cad12be0
 def _letters(source, tested, right):  # 'T' right, 'F' wrong, '.' not tested, for a whole part
     parts = [part for part in (source.test, source.train, source.val) if part is not None]
     whole = next(part for part in parts if tested.keys[0] in part.keys)
@@ -120,7 +120,7 @@ def arm_labels(
         return images, label_table(images, images.targets, images.classes)
     return images, read_label_table(_labels_path(config, seed, cache))
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #ee15ec94
+# %% ../../nbs/6_experiments/03_compare.ipynb #b1a415a5
 def _check_arm(name, config):
     training, plain = config.training, TrainConfig()
     if training.labels not in LABELLERS:
@@ -153,7 +153,7 @@ def _check_arms(arms, seeds):  # bad input fails here, before any work
     for training in {str(config.training): config for config in arms.values()}.values():
         classifier_for(resolve_training(training), 2)
 
-# %% ../../nbs/6_experiments/03_compare.ipynb #d95f0e16
+# %% ../../nbs/6_experiments/03_compare.ipynb #c3d27d58
 def _setting_columns(config):
     training = resolve_training(config)
     return {

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExperimentConfig', 'standard_arms', 'check_parameters']
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #87511bf0
+# %% ../../nbs/6_experiments/01_experiment.ipynb #597a9c01
 import ast
 from dataclasses import dataclass, field, fields, replace
 
@@ -13,7 +13,7 @@ from ..classify.config import TrainConfig
 from ..diffusion.composition import Method
 from ..diffusion.methods import METHODS
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #1f688756
+# %% ../../nbs/6_experiments/01_experiment.ipynb #b2a86e69
 @dataclass(frozen=True)
 class ExperimentConfig:
     "The data, the generator and the training of one arm"
@@ -38,7 +38,7 @@ class ExperimentConfig:
             changes['training'] = replace(changes.get('training', self.training), **settings)
         return replace(self, **changes)
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #ab13de51
+# %% ../../nbs/6_experiments/01_experiment.ipynb #75f63584
 def standard_arms(
     base: ExperimentConfig,  # what the arms share
     dreamda: Method,  # DreamDA with its settings
@@ -57,7 +57,7 @@ def standard_arms(
         'DreamDA + RandAugment': generator.change(method=dreamda, policy='randaugment'),
     }
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #651e95a7
+# %% ../../nbs/6_experiments/01_experiment.ipynb #00f64676
 _LEAST = {
     'seeds': 1,
     'per_class': 1,
@@ -80,7 +80,7 @@ def _expected(default):  # types that fit a default, and their name
     kinds |= {float: (int | float, 'a number'), str: (str | int | float, 'text')}
     return kinds.get(type(default), (object, 'anything'))
 
-# %% ../../nbs/6_experiments/01_experiment.ipynb #041a2f09
+# %% ../../nbs/6_experiments/01_experiment.ipynb #3cc50605
 def _check_value(name, value, default, allowed):
     kind, expected = _expected(default)
     if allowed:

@@ -6,7 +6,7 @@
 __all__ = ['ORIGINAL', 'RANDAUGMENT', 'SYNTHETIC', 'COMBINED', 'ARMS', 'find_leak', 'fold_count', 'Split', 'make_splits',
            'split_parts', 'uses_synthetic', 'arm_config', 'train_arm', 'run_hash', 'evaluate', 'training_seconds']
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #e340c373
+# %% ../../nbs/6_experiments/06_crossval.ipynb #c34a33bf
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,11 +24,11 @@ from ..data.duplicates import group_duplicates
 from ..data.images import Images
 from ..data.splits import folds
 from ..diffusion.composition import read_method
-from ..expansion.expand import checksum
+from ..expansion.run_json import checksum
 from ..expansion.run import Run
 from ..utils import Cache, parallel_map, short_hash
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #c21bfcab
+# %% ../../nbs/6_experiments/06_crossval.ipynb #21267beb
 def find_leak(
     record: dict,  # of a run
 ) -> str:  # '' if there is none
@@ -43,7 +43,7 @@ def find_leak(
         return f"the method '{name}' mixes each variant with another image"
     return ''
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #8d630b29
+# %% ../../nbs/6_experiments/06_crossval.ipynb #4f6c8198
 def _smallest_class(images):  # its name, and the number of its images that are no near duplicates
     different = set(zip(images.targets, group_duplicates(images)))
     counts = np.bincount([target for target, _ in different], minlength=len(images.classes))
@@ -71,7 +71,7 @@ def fold_count(
         )
     return min(5, count)
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #ec17fef3
+# %% ../../nbs/6_experiments/06_crossval.ipynb #6a6f714a
 class Split(NamedTuple):
     "What one training leaves out"
 
@@ -104,7 +104,7 @@ def split_parts(run: Run, split: Split) -> tuple[Images, Images, Images]:
         return run.real, run.synthetic, run.held_out
     return run.fold_parts(split.left_out)
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #6d7ada7d
+# %% ../../nbs/6_experiments/06_crossval.ipynb #44ba4e89
 ORIGINAL, RANDAUGMENT = 'Original', 'RandAugment'
 SYNTHETIC, COMBINED = 'With synthetic', 'With synthetic + RandAugment'
 ARMS = ORIGINAL, RANDAUGMENT, SYNTHETIC, COMBINED
@@ -127,7 +127,7 @@ def arm_config(
     unused = {'labels': 'inherit', 'label_settings': {}, 'mixing': 'ratio'}
     return replace(config, **unused, drop_implausible=0.0, drop_redundant=0.0)
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #9abace40
+# %% ../../nbs/6_experiments/06_crossval.ipynb #b8d28d8a
 def train_arm(
     run: Run,
     config: TrainConfig,  # of the arm, without None; see `resolve_config`
@@ -154,7 +154,7 @@ def train_arm(
         seed=seed,
     )
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #c368a2e0
+# %% ../../nbs/6_experiments/06_crossval.ipynb #2d4eb80d
 def _predictions(run, config, split, synthetic):  # table of one training
     real, variants, test = split_parts(run, split)
     model, _ = train_arm(run, config, real, variants if synthetic else None, split.seed)
@@ -177,7 +177,7 @@ def run_hash(run: Run) -> str:
     parts = [part and checksum(part) for part in (run.real, run.synthetic, run.held_out)]
     return short_hash([parts, run.record['run']])
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #12dba5b3
+# %% ../../nbs/6_experiments/06_crossval.ipynb #7aad8db0
 def evaluate(
     run: Run,
     config: TrainConfig,  # of the arm with synthetic images
@@ -211,7 +211,7 @@ def evaluate(
     columns = ['method', 'seed', 'fold', 'image', 'truth', 'predicted']
     return pd.concat(named, ignore_index=True)[columns]
 
-# %% ../../nbs/6_experiments/06_crossval.ipynb #e6019a0e
+# %% ../../nbs/6_experiments/06_crossval.ipynb #35621413
 def _seconds(run, config, arm, updates):
     start = time.perf_counter()
     settings = replace(arm_config(config, arm), updates=updates)

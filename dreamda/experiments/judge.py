@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_judge', 'measure_arm', 'preserved_labels', 'match_scale']
 
-# %% ../../nbs/6_experiments/04_judge.ipynb #1caae38a
+# %% ../../nbs/6_experiments/04_judge.ipynb #bf73b671
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from ..measure.features import extract
 from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
 from ..utils import Cache, short_hash, write_atomic
 
-# %% ../../nbs/6_experiments/04_judge.ipynb #0d641a85
+# %% ../../nbs/6_experiments/04_judge.ipynb #6d5e42ba
 def _judge_images(config):
     source = load_data(config.data)
     if config.part == 'test':
@@ -66,7 +66,7 @@ def train_judge(
             write_atomic(path, partial(save_model, model))
     return model.eval()
 
-# %% ../../nbs/6_experiments/04_judge.ipynb #9cf2ed86
+# %% ../../nbs/6_experiments/04_judge.ipynb #9ed80947
 def measure_arm(
     config: ExperimentConfig,  # with a method
     seed: int,  # of the split
@@ -93,7 +93,7 @@ def measure_arm(
         'real_images': len(real),
     }
 
-# %% ../../nbs/6_experiments/04_judge.ipynb #f9c0fa5d
+# %% ../../nbs/6_experiments/04_judge.ipynb #17ff42e5
 def _preserved(config, judge, cache, seed, variants):
     labelled, _ = split_of(config, seed)
     pairs = [(i, v) for i in range(len(labelled)) for v in range(variants)]
@@ -119,7 +119,7 @@ def preserved_labels(
     make = partial(_preserved, config, judge, cache, seed, variants)
     return Cache(Path(cache) / 'preserved').get(key, make)
 
-# %% ../../nbs/6_experiments/04_judge.ipynb #b266d91d
+# %% ../../nbs/6_experiments/04_judge.ipynb #60a4b160
 def match_scale(
     effect: Callable[[float], float],  # the effect of a scale; rises or falls with it
     level: float,  # the effect that is wanted

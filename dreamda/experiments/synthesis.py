@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_generator', 'resolve_training', 'split_of', 'autocast', 'generator_for', 'synthesize']
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #4bcb251b
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #48a80813
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from ..diffusion.checkpoints import weights_hash
 from ..diffusion.finetune import finetune
 from ..diffusion.latents import image_size
 from ..diffusion.pipeline import load_pipeline
-from ..expansion.expand import expand as expand_images
+from ..expansion.expand import expand_images
 from .config import ExperimentConfig
 from ..utils import default_device, short_hash
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #8454a09e
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #a0f4ffdc
 @lru_cache(1)
 def load_generator(
     model: str,  # see `load_pipeline`
@@ -46,7 +46,7 @@ def split_of(
     "The labelled images of a split, and the images to measure on"
     return scarce_split(load_data(config.data), config.per_class, seed, config.part)
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #fd5e9fb4
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #615dc34c
 def autocast(config: ExperimentConfig):
     "The context in which an arm's images are generated"
     return torch.autocast(default_device().type, torch.bfloat16, enabled=config.bf16)
@@ -73,7 +73,7 @@ def generator_for(
         bf16=config.bf16,
     )
 
-# %% ../../nbs/6_experiments/02_synthesis.ipynb #c28f1d4d
+# %% ../../nbs/6_experiments/02_synthesis.ipynb #de657347
 def _images_hash(config, labelled):
     return short_hash(
         [

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['estimate_gain', 'say_verdict', 'answer_questions', 'short_verdict', 'trial_table', 'class_accuracies']
 
-# %% ../../nbs/6_experiments/07_verdict.ipynb #ba9970a7
+# %% ../../nbs/6_experiments/07_verdict.ipynb #48b746fd
 import numpy as np
 import pandas as pd
 
 from .crossval import ARMS, COMBINED, ORIGINAL, RANDAUGMENT, SYNTHETIC
 from ..measure.statistics import did_it_help, interval, two_way_interval, verdict
 
-# %% ../../nbs/6_experiments/07_verdict.ipynb #7d4c1514
+# %% ../../nbs/6_experiments/07_verdict.ipynb #2d8c28f0
 def _hits(frame, method):  # (S,N) 0 or 1: trainings by images
     one = frame[frame.method == method]
     table = one.assign(hit=one.truth == one.predicted).pivot(
@@ -42,7 +42,7 @@ def estimate_gain(
         return two_way_interval(result, level)
     return interval(result, level, overlap=1 / (folds - 1))
 
-# %% ../../nbs/6_experiments/07_verdict.ipynb #6f8b2b34
+# %% ../../nbs/6_experiments/07_verdict.ipynb #09a52c16
 def _evidence(frame):  # what the intervals are over
     seeds, folds = frame.seed.nunique(), frame.fold.nunique()
     if folds > 1:
@@ -80,7 +80,7 @@ def short_verdict(
         return 'cannot tell'
     return verdict(*estimate_gain(frame, SYNTHETIC, ORIGINAL)[1:])
 
-# %% ../../nbs/6_experiments/07_verdict.ipynb #40b083a6
+# %% ../../nbs/6_experiments/07_verdict.ipynb #98a9ab8b
 def trial_table(
     frame: pd.DataFrame,  # from `evaluate`
     level: float = 0.95,  # of the intervals
