@@ -25,10 +25,8 @@ test: env ## install what is needed, run all tests
 	@changed=$$(diff .venv/before .venv/after | sed -n 's/^[<>] [0-9]* [0-9]* //p' | sort -u); test -z "$$changed" || \
 		{ printf 'No, `make export` had to change these (see `git diff`):\n%s\n' "$$changed"; exit 1; }
 	@$(MAKE) -s --no-print-directory lint
-	@echo '== Does every notebook run?'
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	@echo '== What a cell cannot show'
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --durations 10 --ignore tests/test_style.py
+	@echo '== Does every notebook run, and what a cell cannot show?'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -q -n 2 --dist worksteal --durations 10 --ignore tests/test_style.py
 
 lint: env ## check format and style of notebooks, tests and docs, and count what CONTRIBUTING promises
 	@echo '== Is the style that of CONTRIBUTING?'

@@ -12,6 +12,15 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes half a minute or more')
+    config.addinivalue_line('markers', 'notebook: runs a notebook; counts as slow')
+
+
+def pytest_collection_modifyitems(items):
+    "Notebooks first, as they are the longest; `-m 'not slow'` leaves them out too"
+    for item in items:
+        if item.get_closest_marker('notebook'):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker('notebook') is None)
 
 
 @pytest.fixture(scope='session')
@@ -21,7 +30,7 @@ def root():
 
 @pytest.fixture
 def run(tmp_path):
-    "Run a program elsewhere, without network; its standard output, or a failure that shows the end of what it said"
+    "Run a program elsewhere, offline; its standard output, or a failure with the end of its log"
 
     def run(program, *args, cwd=tmp_path, timeout=600, **env):
         path = os.pathsep.join([sysconfig.get_path('scripts'), os.environ['PATH']])

@@ -1,4 +1,4 @@
-"The site that `make docs` built: everything public is there, every link leads somewhere, and a browser shows it without a network"
+"The site that `make docs` built: all public names, whole links, and what a browser shows"
 
 import ast
 import html
@@ -10,8 +10,9 @@ import subprocess
 from pathlib import Path
 from urllib.parse import unquote
 
-import pandas as pd
 import pytest
+
+from dreamda.measure.results import load_summary
 
 SITE = Path(os.environ.get('SITE', '')).resolve()
 PAGES = (
@@ -23,10 +24,18 @@ BROWSER = next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
 )
 pytestmark = pytest.mark.skipif(not PAGES, reason='`make docs` builds the site and runs these')
-ids = lambda text: re.findall(r' id="([^"]+)"', text)
-links = lambda text: {
-    html.unescape(l) for l in re.findall(r'<[^<>]*? (?:href|src)="([^"]*)"', text)
-}
+
+
+def ids(text):
+    return re.findall(r' id="([^"]+)"', text)
+
+
+def links(text):
+    return {html.unescape(l) for l in re.findall(r'<[^<>]*? (?:href|src)="([^"]*)"', text)}
+
+
+def linked_pages(text):
+    return {l.partition('#')[0] for l in links(text)} & set(PAGES)
 
 
 def test_every_public_name_has_its_place(root):
@@ -43,10 +52,11 @@ def test_every_public_name_has_its_place(root):
 
 
 def test_parameters_keep_their_comments():
-    text = re.sub(r'<[^>]+>', '', PAGES['sampler.html'])
-    assert 'alphas_cumprod' in text and re.search(r'x_t.{0,30}\(B,4,h,w\)', text), (
-        'the docments of ddim_step'
-    )
+    text = re.sub(r'<[^>]+>', '', PAGES['ddim.html'])
+    assert re.search(r'x_t.{0,30}\(B,4,h,w\)', text), 'the comments of the parameters of ddim_step'
+    text = re.sub(r'<[^>]+>', '', PAGES['statistics.html'])
+    assert 'share of such intervals that hold the true mean' in text
+    assert 'mean, low, high' in text, 'what comes back'
 
 
 def test_links_lead_somewhere():
@@ -81,31 +91,54 @@ def test_every_figure_is_shown(root):
             'image/png' in o.get('data', {})
             for c in json.loads(p.read_text())['cells']
             for o in c.get('outputs', [])
-            if not ''.join(c['source']).startswith('#| hide')
+            if not re.match(r'# ?\| ?hide', ''.join(c['source']))
         )
-        page = PAGES[re.sub(r'^\d+[a-z]*_', '', p.stem) + '.html']
-        assert len(re.findall(r'<img [^>]*src="_images/[0-9a-f]{64}\.png"', page)) == figures, (
-            p.name
-        )
+        page = PAGES[re.sub(r'^\d+_', '', p.stem) + '.html']
+        shown = re.findall(r'<img [^>]*src="_images/[0-9a-f]{64}\.png"', page)
+        assert len(shown) == figures, p.name
+
+
+def test_the_start_page_shows_the_readme(root):
+    text = PAGES['index.html']
+    assert re.findall(r'<img [^>]*src="(_images/[^"]+)"', text)[0].startswith('_images/variants')
+    for shown in ('dreamda expand', 'Does it help?', 'How it works', 'What else is here'):
+        assert shown in text, shown
+    table = load_summary(root / 'results' / 'photos')
+    row = table.query("method == 'DreamDA' and against == 'Original' and per_class == 5").iloc[0]
+    assert f'{100 * row.gain:+.1f} (' in text
+
+
+def test_every_page_is_two_clicks_away():
+    "The start page, and what one of its pages leads to"
+    near = linked_pages(PAGES['index.html'])
+    two = near.union(*(linked_pages(PAGES[n]) for n in near)) | {'index.html'}
+    assert not (far := set(PAGES) - two - {'search.html', 'genindex.html', 'py-modindex.html'}), far
+    for page in ('your_photos', 'when', 'cost', 'ethics', 'quickstart', 'method', 'reference'):
+        assert f'{page}.html' in near, page
+
+
+def test_the_sidebar_follows_the_packages():
+    captions = re.findall(r'class="caption"[^>]*>\s*<span[^>]*>([^<]+)<', PAGES['index.html'])
+    order = ['Use', 'The method', 'Data', 'Diffusion', 'Expansion', 'Classification']
+    order += ['Measurement', 'Comparison', 'Application', 'Experiments', 'Reference']
+    assert captions[: len(order)] == order
 
 
 def test_the_page_when_it_helps_quotes_the_results(root):
     "The whole way of a number, from the file to the page"
-    gain = (
-        100
-        * pd.read_csv(root / 'results' / 'quickstart' / 'accuracy.csv', index_col=0).gain['DreamDA']
-    )
-    assert f'{gain:+.1f} (' in PAGES['when.html']
-    folder = root / 'results' / 'photos'
-    for p in (folder / 'accuracy.csv', *folder.glob('*-updates.csv')):
-        for a, g, low, high in (
-            100 * pd.read_csv(p)[['accuracy', 'gain', 'gain_low', 'gain_high']].dropna().values
-        ):
-            assert f'{a:.1f} ({g:+.1f}: {low:+.1f} to {high:+.1f})' in PAGES['when.html'], p
+    text = html.unescape(PAGES['when.html'])
+    quick = load_summary(root / 'results' / 'quickstart').set_index('method')
+    assert f'{100 * quick.gain["DreamDA"]:+.1f} (' in text
+    photos = load_summary(root / 'results' / 'photos').query("against == 'Original'")
+    for row in photos.dropna(subset='gain').itertuples():
+        values = (row.accuracy, row.gain, row.gain_low, row.gain_high)
+        a, g, low, high = (100 * v for v in values)
+        star = '*' if row.p_holm < 0.05 else ''
+        assert f'{a:.1f} ({g:+.1f}: {low:+.1f} to {high:+.1f}){star}' in text, row
 
 
 def test_quarto_would_get_its_pages(root, run, tmp_path):
-    "What `nbdev_docs` does before it calls Quarto: it runs exported cells, and those that import anything, on their own"
+    "What `nbdev_docs` does before it calls Quarto: it runs exported cells and imports alone"
     shutil.copy(root / 'settings.ini', tmp_path)
     for d in ('nbs', 'dreamda'):
         shutil.copytree(root / d, tmp_path / d)
@@ -118,26 +151,26 @@ def test_quarto_would_get_its_pages(root, run, tmp_path):
     assert {p.name for p in (tmp_path / '_proc').glob('*.ipynb')} == {
         p.name for p in (root / 'nbs').rglob('*.ipynb')
     }
-    assert 'alphas_cumprod' in (tmp_path / '_proc' / '2_diffusion' / '02_sampler.ipynb').read_text()
+    assert 'x_prev' in (tmp_path / '_proc' / '2_diffusion' / '06_ddim.ipynb').read_text()
 
 
 # ---- in a browser
 
 
 def browse(url, tmp_path, *more):
-    "What Chromium makes of a page: the document after its scripts ran; what the console said and what the page asked the network for"
+    "The document after its scripts ran; what the console said and what it asked the network for"
     command = [
         BROWSER,
         '--headless=new',
         '--no-sandbox',
         '--disable-gpu',
+        '--disable-background-networking',
         f'--user-data-dir={tmp_path}/profile',
         '--host-resolver-rules=MAP * ~NOTFOUND',
         '--enable-logging=stderr',
         f'--log-net-log={tmp_path}/net.json',
         '--virtual-time-budget=10000',
-        '--window-size=1400,1600',
-        *more,
+        *(more or ['--window-size=1400,1600']),
         '--dump-dom',
         url,
     ]
@@ -170,12 +203,13 @@ def test_the_browser_sees_what_is_wrong(tmp_path):
 
 
 @browser
+@pytest.mark.parametrize('width', [1400, 400])
 @pytest.mark.parametrize('page', ['index', 'perturbation'])
-def test_in_a_browser(page, tmp_path):
+def test_in_a_browser(page, width, tmp_path):
     (SITE.parent / 'out').mkdir(exist_ok=True)
-    dom, wrong = browse(
-        f'file://{SITE}/{page}.html', tmp_path, f'--screenshot={SITE.parent}/out/{page}.png'
-    )
+    picture = f'--screenshot={SITE.parent}/out/{page}-{width}.png'
+    size = f'--window-size={width},1600'
+    dom, wrong = browse(f'file://{SITE}/{page}.html', tmp_path, picture, size)
     assert not wrong, wrong
     assert re.search('<img [^>]*src="_images/', dom)
     equations = len(re.findall(r'class="math[ "]', dom))

@@ -47,7 +47,7 @@ def test_model_card_quotes_the_results(root):
 
 
 def test_photo64(root):
-    "Small, nothing but safetensors, loaded by plain diffusers and transformers; its card says what was measured"
+    "Small safetensors that plain diffusers and transformers load; its card has the measures"
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel
 

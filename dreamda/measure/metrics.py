@@ -25,7 +25,7 @@ def _pair(real, fake, least=2):
         raise ValueError('features contain NaN or infinity')
     return real, fake
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #ccfc6fce
+# %% ../../nbs/5_measure/02_metrics.ipynb #fc27f466
 def fid(
     real,  # (N,D) features of the real images
     fake,  # (M,D) features of the synthetic images
@@ -163,7 +163,7 @@ def diversity(
         )
     return float(np.mean([pdist(features[group == g]).mean() for g in several]))
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #c66f557a
+# %% ../../nbs/5_measure/02_metrics.ipynb #50a2b446
 def distance_to_seed(
     features,  # (N,D) features of the variants
     seed_features,  # (N,D) features of the seed of each variant, row by row
@@ -195,7 +195,7 @@ def distance_between(
         raise ValueError('there is one real image')
     return float(np.median(_radius(np.asarray(real, dtype=np.float64), 1)))
 
-# %% ../../nbs/5_measure/02_metrics.ipynb #58f425ae
+# %% ../../nbs/5_measure/02_metrics.ipynb #a1857d65
 def label_preservation(
     probs,  # (N,C) a judge classifier's probabilities (or logits) of the synthetic images
     targets,  # (N,) the class index of each one's seed image
