@@ -24,7 +24,7 @@ from PIL import Image
 from dreamda.data.folders import load_folder
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.measure.provenance import results_dir, save_results
 
 
@@ -44,7 +44,7 @@ def one(folder, out):
 
     before, thread = process.memory_info().rss, threading.Thread(target=watch)
     thread.start()
-    made = expand(
+    made = expand_images(
         images,
         out,
         pipe,

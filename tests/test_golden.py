@@ -47,7 +47,7 @@ from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
 from dreamda.experiments.crossval import folds
 
@@ -127,7 +127,7 @@ def make_variants(name, prompts=None):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
-        expand(load_seeds(), out, load_tiny(), method, count, name=name, prompts=prompts)
+        expand_images(load_seeds(), out, load_tiny(), method, count, name=name, prompts=prompts)
         lines = sorted(read_metadata(out), key=lambda line: (line["seed_image"], line["variant"]))
         return np.stack([np.array(Image.open(out / line["file_name"])) for line in lines])
 

@@ -24,8 +24,8 @@ from ..data.datasets import load_data
 from ..data.images import Images, stack
 from ..diffusion.clip import load_clip
 from ..diffusion.composition import read_method
-from ..expansion.expand import checksum
 from ..expansion.record import load_synthetic, read_metadata
+from ..expansion.run_json import checksum
 from ..measure.features import extract, load_features
 from dreamda.measure.metrics import (
     between_halves,
