@@ -45,6 +45,7 @@ tables: env ## every table and figure of the paper on the digits, 5 splits, in s
 	$(call TABLES,ablation,-p study sites -p seeds 5,-sites)
 	$(call TABLES,ablation,-p study sites -p labels amst -p scales '' -p seeds 5,-sites-amst)
 	$(call TABLES,gallery)
+	$(call TABLES,paper_and_release)
 	$(BIN)/papermill nbs/claims.ipynb out/tables/claims.ipynb
 
 QUICK = -p seeds 2 -p expansion 2 -p updates 100

@@ -1,8 +1,9 @@
-"""Does memory grow with the number of images? The peak of a process that expands few, and many, seed images.
+"""Does memory grow with the number of images? The peak while few, and many, seeds are expanded.
 
-    python benchmarks/memory.py 100 10000            # writes results/benchmarks/memory.json and memory.png
+    python benchmarks/memory.py 100 10000    # writes results/benchmarks/memory.json and .png
 
-`tiny` on one CPU thread, one variant of each seed by one step. The seeds are files. The memory before the run (libraries and model) is the same for all.
+`tiny` on one CPU thread, one variant of each seed by one step. The seeds are files. The memory
+before the run (libraries and model) is the same for all.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from PIL import Image
 from dreamda.data.folders import load_folder
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.measure.provenance import results_dir, save_results
 
 
@@ -43,7 +44,7 @@ def one(folder, out):
 
     before, thread = process.memory_info().rss, threading.Thread(target=watch)
     thread.start()
-    made = expand(
+    made = expand_images(
         images,
         out,
         pipe,

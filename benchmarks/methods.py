@@ -1,10 +1,13 @@
-"""What every method costs for an image, beside text-to-image: seconds, and rows through the U-Net (the paper's cost paragraph).
+"""What every method costs for an image, beside text-to-image: seconds, and rows of the U-Net.
 
     python benchmarks/methods.py            # writes results/benchmarks/methods.json
 
-Twice: every method with its published number of steps, and all with 10. Each round runs every method once, in an order that rotates; ratios to text-to-image are taken within rounds and their median is given, as the machine is shared.
-Seconds include the VAE, encoding, inversion and GIF's guided step. What DI and DA-Fusion learn comes once for each seed or class, before the first image: it is timed apart for a few steps, and given for the published number of steps.
-The model is `tiny`, where the fixed costs of a call weigh more than in a large one; rows do not depend on the model.
+Twice: every method with its published number of steps, and all with 10. Each round runs every
+method once, in an order that rotates; the median of the ratios to text-to-image within a round is
+given, as the machine is shared. Seconds include the VAE, encoding, inversion and GIF's guided step.
+What DI and DA-Fusion learn comes once for each seed or class, before the first image: it is timed
+apart for a few steps, and given for the published number of steps. The model is `tiny`, where the
+fixed costs of a call weigh more than in a large one; rows do not depend on the model.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from tqdm import tqdm
 
 from dreamda.data.datasets import load_data
 from dreamda.data.splits import scarce_split
-from dreamda.diffusion.conditioning import learn_embeddings
+from dreamda.diffusion.embedding_training import learn_embeddings
 from dreamda.diffusion.generate import generate
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
@@ -40,13 +43,11 @@ def rounds_of(pipe, images, methods, variants, rounds):
     for k, m in methods.items():
         if how := m.conditioning.learned:
             given[k] = learn_embeddings(pipe, replace(how, steps=1), images)
-    make = lambda k: generate(
-        pipe,
-        methods[k],
-        images,
-        sample_variants(methods[k], images, pairs),
-        learned=given.get(k),
-    )
+
+    def make(k):
+        drawn = sample_variants(methods[k], images, pairs)
+        return generate(pipe, methods[k], images, drawn, learned=given.get(k))
+
     for k in tqdm(methods, desc='counting'):  # this warms up, too
         with count_rows(pipe.unet) as counted:
             make(k)
@@ -136,6 +137,8 @@ if __name__ == '__main__':
     )
     for r in records:
         print(
-            f"{r['settings']:10} {r['method']:15} {r['steps']:4} steps {r['encoder_rows']:7.1f} {r['decoder_rows']:7.1f} rows {r['seconds_per_image']:7.3f} s {r['ratio_to_sd']:6.2f} x SD",
+            f'{r["settings"]:10} {r["method"]:15} {r["steps"]:4} steps {r["encoder_rows"]:7.1f} '
+            f'{r["decoder_rows"]:7.1f} rows {r["seconds_per_image"]:7.3f} s '
+            f'{r["ratio_to_sd"]:6.2f} x SD',
             f"and learning {r['learning_seconds']:.1f} s" if 'learning_seconds' in r else '',
         )

@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dreamda.classify.amst import train_amst
-from dreamda.classify.head_labels import AMSTConfig
 from dreamda.classify.loop import optimize
 from dreamda.classify.models import create_classifier
 from dreamda.classify.training import fit
@@ -76,7 +75,7 @@ def amst(model, images, updates, batch_size, device, num_workers):
             model,
             images,
             images.subset(range(SYNTHETIC)),
-            AMSTConfig(tau=-1.0),
+            label_settings={'tau': -1.0},
             updates=updates,
             batch_size=batch_size,
             device=device,

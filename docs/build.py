@@ -105,8 +105,8 @@ def toctree(caption, names):
 def sidebar(modules, experiments):
     "The start page's tables of contents: use, the packages in order, experiments, reference"
     parts = {
-        'Use': ['your_photos', 'when', 'cost', 'ethics', 'quickstart'],
-        'The method': ['method'],
+        'Use': ['your_photos', 'which_model', 'when', 'cost', 'ethics', 'quickstart'],
+        'The method': ['method', 'released'],
     }
     for page, module in modules.items():
         package = module.__name__.split('.')[1]

@@ -5,8 +5,7 @@ import pandas as pd
 
 from dreamda.classify.amst import train_amst
 from dreamda.classify.models import create_classifier
-from dreamda.classify.prediction import accuracy
-from dreamda.classify.prediction import predict
+from dreamda.classify.prediction import accuracy, predict
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.splits import scarce_split

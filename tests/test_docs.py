@@ -151,7 +151,7 @@ def test_quarto_would_get_its_pages(root, run, tmp_path):
     assert {p.name for p in (tmp_path / '_proc').glob('*.ipynb')} == {
         p.name for p in (root / 'nbs').rglob('*.ipynb')
     }
-    assert 'x_prev' in (tmp_path / '_proc' / '2_diffusion' / '06_ddim.ipynb').read_text()
+    assert 'x_prev' in (tmp_path / '_proc' / '2_diffusion' / '05_ddim.ipynb').read_text()
 
 
 # ---- in a browser

@@ -26,16 +26,20 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
+import dreamda.expansion.checked as checked
 import dreamda.expansion.expand as module
 from dreamda.data.datasets import load_data
 from dreamda.data.folders import load_folder
 from dreamda.data.images import Images
 from dreamda.diffusion.checkpoints import TINY
+from dreamda.diffusion.latents import to_pil
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.variants import sample_variants
-from dreamda.expansion.expand import REDRAWS, expand, expand_from_run, in_fp32
+from dreamda.expansion.checked import REDRAWS, in_fp32
+from dreamda.expansion.expand import expand_from_run, expand_images
 from dreamda.expansion.record import load_synthetic, read_metadata
+from dreamda.expansion.writer import SAVE_OPTIONS
 from dreamda.measure.provenance import provenance
 
 torch.set_num_threads(1)
@@ -61,7 +65,7 @@ def seeds(tmp_path_factory):
 
 
 def go(images, out, pipe, **kw):
-    return expand(images, out, pipe, METHOD, **dict(expansion=2, batch_size=4) | kw)
+    return expand_images(images, out, pipe, METHOD, **dict(expansion=2, batch_size=4) | kw)
 
 
 @pytest.fixture(scope='module')
@@ -126,21 +130,32 @@ def test_same_images(way, seeds, pipe, whole, tmp_path):
 
 SCRIPT = """
 import sys, torch
-from multiprocessing import parent_process
 torch.set_num_threads(1)
-import dreamda.expand as module
-from dreamda.data import load_folder
-from dreamda.methods import get_method
-from dreamda.models import load_pipeline
-from dreamda.folder import processes
-good = module.good_variants
-def noted(*args):
-    open(f'made-by-{processes()[0]}-of-{processes()[1]}', 'a').write(''.join(f'{file}\\n' for _, file in args[4]))
-    return good(*args)
-module.good_variants = noted
-try: made = module.expand(load_folder(sys.argv[1]), sys.argv[2], load_pipeline('tiny'), get_method('dreamda', num_inference_steps=int(sys.argv[3])), expansion=2, batch_size=4)
-except ValueError as e: sys.exit(str(e))
-assert len(made) == 2*8, len(made) # for every process
+from dreamda.data.folders import load_folder
+from dreamda.diffusion.methods import get_method
+from dreamda.diffusion.pipeline import load_pipeline
+from dreamda.expansion.expand import expand_images
+from dreamda.expansion.locks import processes
+from dreamda.expansion.writer import Writer
+
+write = Writer.write
+
+
+def noted(self, checked):
+    with open('made-by-{}-of-{}'.format(*processes()), 'a') as file:
+        file.writelines(self.plan.file_name(v) + '\\n' for v, _ in checked.good)
+    write(self, checked)
+
+
+Writer.write = noted
+method = get_method('dreamda', num_inference_steps=int(sys.argv[3]))
+try:
+    made = expand_images(
+        load_folder(sys.argv[1]), sys.argv[2], load_pipeline('tiny'), method, 2, batch_size=4
+    )
+except ValueError as e:
+    sys.exit(str(e))
+assert len(made) == 2 * 8, len(made)  # for every process
 """
 
 
@@ -400,7 +415,7 @@ def skipped(out):
 
 def test_unreadable_midway(seeds, pipe, whole, tmp_path, monkeypatch):
     shutil.copytree(seeds.root, tmp_path / 'seeds')
-    images, good = load_folder(tmp_path / 'seeds'), module.good_variants
+    images, good = load_folder(tmp_path / 'seeds'), module.generate_checked
     broken, gone = images.items[4], images.items[5]
 
     def spoil(*args):
@@ -408,7 +423,7 @@ def test_unreadable_midway(seeds, pipe, whole, tmp_path, monkeypatch):
         gone.unlink(missing_ok=True)
         return good(*args)
 
-    monkeypatch.setattr(module, 'good_variants', spoil)
+    monkeypatch.setattr(module, 'generate_checked', spoil)
     with pytest.warns(UserWarning, match='skipped.csv'):
         assert len(go(images, tmp_path / 'out', pipe)) == 12
     assert set(skipped(tmp_path / 'out')) == {images.keys[4], images.keys[5]} and all(
@@ -459,10 +474,10 @@ def test_not_finite(always, seeds, tmp_path):
         vae.decode = forward
         with in_fp32(pipe):
             variants = sample_variants(METHOD, seeds, [(0, 0)])
-            made = module.generate(pipe, METHOD, seeds, variants, 4)
+            made = checked.generate(pipe, METHOD, seeds, variants, 4)
         assert (
             np.abs(
-                np.asarray(module.to_pil(made)[0]).astype(int)
+                np.asarray(to_pil(made)[0]).astype(int)
                 - np.asarray(Image.open(tmp_path / 'out' / first))
             ).max()
             <= 1
@@ -562,7 +577,7 @@ WILD = {
     "quote'\",;\n.png": (write(noise), USED),
     'dots.a.b.png': (write(noise), USED),
     '-rf.png': (write(noise), USED),
-    'floats.tif': (write(Image.fromarray(np.ones((8, 8), np.float32))), SKIPPED),
+    'floats.tif': (write(Image.fromarray(np.ones((8, 8), np.float32))), USED),
     'cut.png': (cut, SKIPPED),
     'empty.png': (lambda p: p.touch(), SKIPPED),
     'bomb.png': (bomb, SKIPPED),
@@ -593,7 +608,7 @@ def wild(pipe, tmp_path_factory):
         make(root / 'seeds' / 'cat' / name)
     images = load_folder(root / 'seeds')
     with pytest.warns(UserWarning, match='skipped.csv'):
-        expand(images, root / 'out', pipe, get_method('reconstruction'), 1, batch_size=16)
+        expand_images(images, root / 'out', pipe, get_method('reconstruction'), 1, batch_size=16)
     return (
         images,
         {l['seed_image']: root / 'out' / l['file_name'] for l in read_metadata(root / 'out')},
@@ -629,15 +644,15 @@ def test_wild_folders(wild, seeds, pipe, tmp_path):
         [str(i) for i in range(3000)],
     )
     start = time.time()
-    made = expand(many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1)
+    made = expand_images(many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1)
     assert made.targets == [2999, 5] and time.time() - start < 20
     assert (
-        len(expand(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)) == 1
+        len(expand_images(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)) == 1
     )  # one image
     odd = Images(
         [pixels] * 2, ['cat/../../../x.png', '/cat/y.png'], [0, 0], ['cat']
     )  # a key gives a stem, never a folder
-    assert expand(odd, tmp_path / 'odd', pipe, get_method('reconstruction'), 1).keys == [
+    assert expand_images(odd, tmp_path / 'odd', pipe, get_method('reconstruction'), 1).keys == [
         'cat/x-000.png',
         'cat/y-000.png',
     ]
@@ -646,7 +661,7 @@ def test_wild_folders(wild, seeds, pipe, tmp_path):
 # ---- what others read
 
 
-@pytest.mark.parametrize('format', module.FORMATS)
+@pytest.mark.parametrize('format', SAVE_OPTIONS)
 def test_formats(format, seeds, pipe, whole, tmp_path):
     "Loads with the libraries that people use"
     out = tmp_path / 'out'

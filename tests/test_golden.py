@@ -34,14 +34,12 @@ import torch
 from PIL import Image
 
 from dreamda.classify.amst import train_amst
-from dreamda.classify.head_labels import AMSTConfig
-from dreamda.classify.heads import extract_classifier
-from dreamda.classify.labelling import LABELLERS, train
-from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.augment import POLICIES
 from dreamda.classify.batches import MIXINGS
+from dreamda.classify.labelling import LABELLERS, train
 from dreamda.classify.models import create_classifier
 from dreamda.classify.prediction import predict
+from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
@@ -49,7 +47,7 @@ from dreamda.data.splits import scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
 from dreamda.experiments.crossval import folds
 
@@ -129,7 +127,7 @@ def make_variants(name, prompts=None):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         count = VARIANTS.get(name, 2)
-        expand(load_seeds(), out, load_tiny(), method, count, name=name, prompts=prompts)
+        expand_images(load_seeds(), out, load_tiny(), method, count, name=name, prompts=prompts)
         lines = sorted(read_metadata(out), key=lambda line: (line["seed_image"], line["variant"]))
         return np.stack([np.array(Image.open(out / line["file_name"])) for line in lines])
 
@@ -147,9 +145,7 @@ def tune(learn, lr, **settings):
 
 TRAINING = {"updates": 10, "batch_size": 16, "seed": 0, "device": "cpu", "num_workers": 0}
 CONFIDENCE = {"threshold": 0.1}  # accepts about half of the synthetic images
-# With these, self-training accepts some of the synthetic images, not all, after so few updates.
 SELF_TRAINING = {**TRAINING, "lr": 0.005, "seed": 7}
-TAU = 0.0015
 
 
 def new_classifier(num_classes=10):
@@ -167,22 +163,18 @@ def train_on_seed_labels(policy="original", mixing="ratio"):
 
 def train_amst_in_rounds():
     """Return a classifier after two rounds of self-training, and the table of labels."""
-    config = AMSTConfig(rounds=2, auxiliary=True, tau=TAU)
-    images = load_three_classes()
-    model, table = train_amst(new_classifier(3), *images, config, **SELF_TRAINING)
-    return extract_classifier(model), table
+    settings = {**SELF_TRAINING, "label_settings": {"rounds": 2, "auxiliary": True}}
+    return train_amst(new_classifier(3), *load_three_classes(), **settings)
 
 
 def train_with_labeller(name):
     """Return a classifier trained by one of the labellers, and the table of labels."""
     if name.startswith("amst"):
         model, images, settings = new_classifier(3), load_three_classes(), {**SELF_TRAINING}
-        settings["tau"] = TAU if name != "amst_single_head" else 0.0004
     else:
         model, images, settings = new_classifier(), load_labelled(), {**TRAINING}
-        settings |= CONFIDENCE if name == "confidence" else {}
-    model, table = train(name, model, *images, **settings)
-    return extract_classifier(model), table
+        settings["label_settings"] = CONFIDENCE if name == "confidence" else {}
+    return train(name, model, *images, **settings)
 
 
 def train_semi_supervised():

@@ -10,7 +10,7 @@ from dreamda.data.folders import load_folder
 from dreamda.data.splits import scarce_split
 from dreamda.diffusion.methods import METHODS, get_method
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.expansion.expand import expand
+from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
 
 torch.set_num_threads(1)
@@ -43,11 +43,11 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_by_name(name, pipe, digits, photos, tmp_path):
-    "Three variants of each; one taken away comes back as it was, though its file alone is made again"
+    "Three variants of each; one that is deleted comes back as it was, made alone"
     method = get_method(name, num_inference_steps=3, **FEW.get(name, {}))
     for what, images in (('digits', digits), ('photos', photos)):
         out = tmp_path / what
-        made = expand(images, out, pipe, method, 3, name=name)
+        made = expand_images(images, out, pipe, method, 3, name=name)
         assert len(made) == 3 * len(images) and all(im.size == (32, 32) for im, _ in made)
         lines = read_metadata(out)
         for l in lines:
@@ -64,7 +64,7 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         before = {f: np.array(made[i][0]).astype(int) for i, f in enumerate(made.keys)}
         gone = out / lines[4]['file_name']
         gone.unlink()
-        again = expand(images, out, pipe, method, 3, name=name)
+        again = expand_images(images, out, pipe, method, 3, name=name)
         assert again.keys == made.keys and all(
             abs(np.array(again[i][0]) - before[f]).max() <= 3 for i, f in enumerate(again.keys)
         )
@@ -72,4 +72,4 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         assert len(list((tmp_path / 'digits-learned').iterdir())) == (4 if name == 'di' else 2)
     if method.uses_others:
         with pytest.raises(ValueError, match='others'):
-            expand(photos.subset([0, 1, 2]), out, pipe, method, 3, name=name)
+            expand_images(photos.subset([0, 1, 2]), out, pipe, method, 3, name=name)

@@ -294,7 +294,7 @@ def expand(
     from dreamda.data.datasets import load_data
     from dreamda.diffusion.pipeline import load_pipeline
     from dreamda.diffusion.prompts import read_prompts
-    from dreamda.expansion.expand import expand, expand_from_run
+    from dreamda.expansion.expand import expand_from_run, expand_images
 
     _quiet()
     start, images = time.perf_counter(), load_data(data).train
@@ -342,7 +342,7 @@ def expand(
             )
         if overwrite and _first_process() and (out / 'run.json').exists():
             [(out / f).unlink(missing_ok=True) for f in RESULTS]
-        made = expand(
+        made = expand_images(
             images,
             out,
             pipe,
@@ -362,8 +362,8 @@ def expand(
 
 
 def _estimate(images, pipe, method, expansion, batch_size, output, finetune_steps):
+    from dreamda.expansion.locks import processes
     from dreamda.expansion.preview import estimate
-    from dreamda.expansion.record import processes
 
     if processes()[1] > 1:
         raise ValueError(
@@ -570,7 +570,6 @@ def train(
     \b
     Example:
       dreamda train photos/ out/ model/ --classifier resnet18 --seeds 5"""
-    from dreamda.classify.heads import extract_classifier
     from dreamda.classify.models import save_classifier
     from dreamda.experiments.crossval import (
         ARMS,
@@ -634,7 +633,7 @@ def train(
     arm = 'Original' if helped == 'no' else SYNTHETIC
     final, _ = train_arm(run, recipe, arm, run.given, run.made)
     save_classifier(
-        extract_classifier(final),
+        final,
         run.given.classes,
         model,
         arm=arm,

@@ -38,7 +38,7 @@ def stage3_loss(
 
 # %% ../../nbs/4_classify/13_consistency.ipynb #fdc4b5f5
 def _posterior_of(probs, y, config):  # y < 0, see above
-    return posterior(probs, seed_prior(-1 - y, probs.shape[1], config.seed_share))
+    return posterior(probs, seed_prior(-1 - y, probs.shape[1], config.seed_odds))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .models import seeded
+from .prediction import full_model
 
 # %% ../../nbs/4_classify/11_heads.ipynb #6f723d84
 def _create_head(width, num_classes, dropout):
@@ -96,9 +97,10 @@ def extract_classifier(
     if not isinstance(model, MultiHeadClassifier):
         return model
     backbone, head = model.backbone, model.main[1]
-    backbone.reset_classifier(model.num_classes)
+    with seeded(0):  # the new head gets the main head's weights
+        backbone.reset_classifier(model.num_classes)
     own = backbone.get_classifier().to(head.weight.device)
     shapes = own.state_dict()  # of some models it is a convolution with a 1x1 kernel
     state = head.state_dict()
     own.load_state_dict({name: state[name].view_as(shapes[name]) for name in state})
-    return backbone.eval()
+    return full_model(backbone).eval()

@@ -7,7 +7,8 @@ __all__ = ['LABELLERS', 'train_inherited', 'clip_probs', 'train_clip', 'train_cl
 
 # %% ../../nbs/4_classify/16_labelling.ipynb #b92b9e6c
 import warnings
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .amst import train_amst
-from .head_labels import AMSTConfig, first_updates
+from .config import TrainConfig, fill_defaults
+from .head_labels import first_updates
 from .label_table import accepted_images, label_table
 from .loading import targets_as
 from .prediction import predict
@@ -26,7 +28,7 @@ from ..diffusion.clip import TEMPLATE, fill_template, load_clip
 from ..utils import write_atomic
 
 # %% ../../nbs/4_classify/16_labelling.ipynb #b26e6ad8
-def _fit_accepted(model, real, synthetic, table, origins=None, **training):
+def _fit_accepted(model, real, synthetic, config, table, origins=None, **run):
     if not table.accepted.any():
         warnings.warn(
             f'none of {len(table)} synthetic images is accepted, so only real ones are used: '
@@ -36,7 +38,7 @@ def _fit_accepted(model, real, synthetic, table, origins=None, **training):
     if origins:
         origins = [origin for origin, used in zip(origins, table.accepted) if used]
     used = accepted_images(synthetic, table, real.classes)
-    return fit(model, real, used, origins=origins, **training), table
+    return fit(model, real, used, config, origins=origins, **run), table
 
 
 def _seed_table(synthetic, real, probs, threshold):  # accepted where the seed's class is likely
@@ -46,10 +48,10 @@ def _seed_table(synthetic, real, probs, threshold):  # accepted where the seed's
     return label_table(synthetic, labels, real.classes, accepted, uncertainty=uncertain)
 
 
-def train_inherited(model, real, synthetic, **training):
-    "The class of the seed"
+def train_inherited(model, real, synthetic, config, **run):
+    "A classifier trained with the seeds' labels"
     table = label_table(synthetic, targets_as(synthetic, real.classes), real.classes)
-    return _fit_accepted(model, real, synthetic, table, **training)
+    return _fit_accepted(model, real, synthetic, config, table, **run)
 
 # %% ../../nbs/4_classify/16_labelling.ipynb #8d39677e
 def clip_probs(
@@ -63,49 +65,49 @@ def clip_probs(
     return load_clip(clip).zero_shot_images(images, prompts)
 
 
-def train_clip(model, real, synthetic, *, clip='tiny', template=TEMPLATE, **training):
-    "The class that CLIP finds most likely"
-    p, label = clip_probs(synthetic, real.classes, clip, template).max(1)
+def train_clip(model, real, synthetic, config, **run):
+    "A classifier trained with CLIP's labels; the settings are those of `clip_probs`"
+    p, label = clip_probs(synthetic, real.classes, **config.label_settings).max(1)
     uncertain = (1 - p).numpy()
     table = label_table(synthetic, label.tolist(), real.classes, uncertainty=uncertain)
-    return _fit_accepted(model, real, synthetic, table, **training)
+    return _fit_accepted(model, real, synthetic, config, table, **run)
 
 
-def train_clip_filtered(
-    model, real, synthetic, *, clip='tiny', template=TEMPLATE, threshold=0.5, **training
-):
-    "The class of the seed, where CLIP finds it likely"
-    probs = clip_probs(synthetic, real.classes, clip, template)
+def train_clip_filtered(model, real, synthetic, config, **run):
+    "A classifier trained with the seeds' labels where CLIP finds them likely"
+    settings = {'threshold': 0.5} | config.label_settings
+    threshold = settings.pop('threshold')
+    probs = clip_probs(synthetic, real.classes, **settings)
     table = _seed_table(synthetic, real, probs, threshold)
-    return _fit_accepted(model, real, synthetic, table, **training)
+    return _fit_accepted(model, real, synthetic, config, table, **run)
 
 # %% ../../nbs/4_classify/16_labelling.ipynb #82139124
-def train_confident(
-    model, real, synthetic, *, stage1=0.25, threshold=0.5, updates=400, origins=None, **training
-):
-    "The class of the seed, where the classifier finds it likely"
-    first = first_updates(updates, stage1)
-    fit(model, real, updates=first, **training)
-    probs = predict(model, synthetic, device=training.get('device'))
-    table = _seed_table(synthetic, real, probs, threshold)
-    return _fit_accepted(
-        model, real, synthetic, table, origins, updates=updates - first, **training
-    )
+def _confident_table(model, real, synthetic, device, threshold):
+    return _seed_table(synthetic, real, predict(model, synthetic, device=device), threshold)
 
 
-def _train_amst(model, real, synthetic, **settings):
-    names = {field.name for field in fields(AMSTConfig)} & set(settings)
-    config = AMSTConfig(**{name: settings.pop(name) for name in names})
-    return train_amst(model, real, synthetic, config, **settings)
+def train_confident(model, real, synthetic, config, *, origins=None, **run):
+    "A classifier trained with the seeds' labels where it finds them likely itself"
+    settings = {'stage1': 0.25, 'threshold': 0.5} | config.label_settings
+    first = first_updates(config.updates, settings.pop('stage1'))
+    model = fit(model, real, None, replace(config, updates=first), **run)
+    table = _confident_table(model, real, synthetic, run.get('device'), **settings)
+    rest = replace(config, updates=config.updates - first)
+    return _fit_accepted(model, real, synthetic, rest, table, origins, **run)
+
+
+def _train_amst(model, real, synthetic, config, fixed=None, **run):  # with settings that are fixed
+    config = replace(config, label_settings=config.label_settings | (fixed or {}))
+    return train_amst(model, real, synthetic, config, **run)
 
 # %% ../../nbs/4_classify/16_labelling.ipynb #aa38f4d0
-LABELLERS = {
+LABELLERS: dict[str, Callable] = {
     'inherit': train_inherited,
     'soft': train_soft,
     'clip': train_clip,
-    'amst': _train_amst,
-    'amst_no_consistency': partial(_train_amst, consistency=0.0),
-    'amst_single_head': partial(_train_amst, multi_head=False),
+    'amst': train_amst,
+    'amst_no_consistency': partial(_train_amst, fixed={'consistency': 0.0}),
+    'amst_single_head': partial(_train_amst, fixed={'multi_head': False}),
     'confidence': train_confident,
     'clip_filter': train_clip_filtered,
 }
@@ -119,18 +121,26 @@ def train(
     labels: str,  # one of LABELLERS
     model: nn.Module,  # from `create_classifier`; used up
     real: Images,  # labelled
-    synthetic: Images | None,  # labelled as their seeds; None: only with 'inherit'
-    out: str | Path | None = None,  # labels.csv; an AMST's history goes beside it
-    **settings,  # of the labeller, and of `fit`
+    synthetic: Images | None,  # labelled as their seeds; None: only with labels 'inherit'
+    out: str | Path | None = None,  # labels.csv to write; an AMST's history goes beside it
+    *,
+    config: TrainConfig | None = None,  # `label_settings` are those of the labeller
+    origins: list[int] | None = None,  # of mixing 'replace', see `batches`
+    seed: int = 0,  # see `fit`
+    device: str | None = None,  # None: a GPU if there is one
+    num_workers: int | None = None,  # see `load_batches`
+    **changes,  # fields of the config to replace, such as `updates=100`
 ) -> tuple[nn.Module, pd.DataFrame | None]:  # in eval mode; see `label_table`
     "A classifier that has learnt from real and synthetic images, and the labels of the latter"
     if labels not in LABELLERS:
         raise ValueError(f"no labels '{labels}': choose one of {', '.join(LABELLERS)}")
+    config = fill_defaults(replace(config or TrainConfig(), **changes))
+    run = {'seed': seed, 'device': device, 'num_workers': num_workers}
     if not synthetic:
         if labels != 'inherit':
             raise ValueError(f"labels '{labels}' needs synthetic images, and there are none")
-        return fit(model, real, **settings), None
-    model, table = LABELLERS[labels](model, real, synthetic, **settings)
+        return fit(model, real, None, config, **run), None
+    model, table = LABELLERS[labels](model, real, synthetic, config, origins=origins, **run)
     if out is not None:
         out = Path(out)
         _write(table, out)

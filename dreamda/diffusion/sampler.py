@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .ddim import Prediction, ddim_step, multistep
+from .ddim import Prediction, consistency_step, ddim_step, multistep
 from .embeddings import Conditioning
+from .latents import execution_device
+from .pipeline import is_flow, network
 from .schedule import alphas
-from .unet import SplitUNet, predict
+from .unet import SplitUNet, predict, uses_cfg
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -75,9 +77,9 @@ class _Inputs:
         "The inputs of one timestep, on which the conditioning may depend"
         return replace(self, conditioning=self.conditioning.at(timestep))
 
-    def unet_rows(self, rows: Tensor) -> Tensor:
-        "The U-Net's rows for these images: with guidance each image has two"
-        guided = torch.is_tensor(self.guidance_scale) or self.guidance_scale != 1
+    def network_rows(self, pipe, rows: Tensor) -> Tensor:
+        "The network's rows for these images: with guidance each image has two"
+        guided = uses_cfg(pipe, self.guidance_scale)
         return torch.cat([rows, rows + len(self.latents)]) if guided else rows
 
     def predict(self, pipe, timestep, a_t) -> Prediction:
@@ -94,12 +96,12 @@ class _Predictor:
         self.noise = noise  # (shape) -> unit normal noise for all results
         self.encoder_interval = encoder_interval
         self.needs_clean = not self.perturbation or perturbation.asymmetric
-        self.after_encoder = bool(self.perturbation) and perturbation.site != 'encoder'
+        self.after_encoder = bool(self.perturbation) and perturbation.after_encoder
 
     def first_step(self, seeds, rows, timestep, a_t):
         "Both predictions; the clean one is computed once for each seed and copied to its variants"
         clean = self._clean(seeds, timestep, a_t, fresh=True)
-        self.unet.select(seeds.unet_rows(rows))
+        self.unet.select(seeds.network_rows(self.pipe, rows))
         if clean is not None:
             clean = Prediction(clean.eps[rows], clean.x0[rows])
         return self._perturbed(seeds[rows], timestep, a_t, clean, fresh=True)
@@ -127,19 +129,27 @@ class _Predictor:
             self.unet.mode = 'reuse'
         elif clean is not None and fresh:
             self.unet.mode = 'run'  # what is kept stays clean
-        with self.perturbation.on_unet(self.pipe.unet, self.noise, len(inputs.latents)):
+        with self.perturbation.on_network(network(self.pipe), self.noise, len(inputs.latents)):
             perturbed = inputs.predict(self.pipe, timestep, a_t)
         return perturbed if clean is None else clean, perturbed
 
 # %% ../../nbs/2_diffusion/09_sampler.ipynb #66c69893
-SOLVERS = ('ddim', 'dpm++')
+SOLVERS = ('ddim', 'dpm++', 'lcm')
 
 
-def _check_settings(solver: str, eta: float, encoder_interval: int):
+def _check_settings(pipe, solver: str, eta: float, encoder_interval: int):
     if solver not in SOLVERS or (eta and solver != 'ddim'):
-        raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ with eta 0')
+        raise ValueError(f'solver {solver!r} with eta {eta}: use ddim, or dpm++ or lcm with eta 0')
     if encoder_interval < 1:
         raise ValueError(f'encoder_interval is {encoder_interval}: at least 1 step')
+    if encoder_interval > 1 and is_flow(pipe):
+        raise ValueError(f'encoder_interval is {encoder_interval}: a transformer has no encoder')
+
+# %% ../../nbs/2_diffusion/09_sampler.ipynb #c2d0a302
+def _step(solver: str, eps, x0, a_t: float, a_prev: float, eta: float, noise):
+    if solver == 'lcm':
+        return consistency_step(x0, a_prev, noise)
+    return ddim_step(eps, x0, a_t, a_prev, eta, noise)
 
 # %% ../../nbs/2_diffusion/09_sampler.ipynb #1657d568
 def _select_rows(state: InitialState, conditioning, guidance_scale, rows):
@@ -162,12 +172,12 @@ def denoise(
     perturbation=None,  # a `Perturbation`
     eta: float = 0.0,  # 0: deterministic, 1: DDPM
     generators: list[torch.Generator] | None = None,  # one for each result, if noise is drawn
-    solver: str = 'ddim',  # one of `SOLVERS`; dpm++ needs eta 0
+    solver: str = 'ddim',  # one of `SOLVERS`; all but ddim need eta 0
     rows: list[int] | None = None,  # the row of `state` of each of B results; None: one of each
     encoder_interval: int = 1,  # steps for which the encoder's features are used; 1: exact
 ) -> Tensor:  # (B,4,h,w)
     "The latents at the end of the reverse process."
-    _check_settings(solver, eta, encoder_interval)
+    _check_settings(pipe, solver, eta, encoder_interval)
     if perturbation is not None and not perturbation.sigma:
         perturbation = None
     seeds, batch, noises, indices = _select_rows(state, conditioning, guidance_scale, rows)
@@ -177,8 +187,8 @@ def denoise(
     at_seeds = rows is not None and not (perturbation and perturbation.site == 'xT')
     previous = None
     levels = alphas(pipe, state.timesteps)
-    timesteps = torch.tensor(state.timesteps, device=pipe.device)
-    with SplitUNet(pipe.unet) as unet:
+    timesteps = torch.tensor(state.timesteps, device=execution_device(pipe))
+    with SplitUNet(network(pipe)) as unet:
         predictor = _Predictor(pipe, unet, perturbation, noise, encoder_interval)
         for i, (t, (a_t, a_prev)) in enumerate(zip(state.timesteps, levels)):
             last = i + 1 == len(levels)
@@ -196,11 +206,11 @@ def denoise(
             # 3. Eq. 6: the perturbation moves the clean latent only.
             if perturbed is not clean:
                 x0 = x0 + (perturbed.x0 - clean.x0)
-            # 4. DDIM step; the DPM-encoder has fixed its noise.
+            # 4. The step itself; the DPM-encoder has fixed its noise.
             z = 0.0
-            if eta:
+            if eta or solver == 'lcm':
                 z = noise(batch.latents.shape[1:]) if noises is None else noises[i]
-            batch.latents = ddim_step(eps, x0, a_t, a_prev, eta, z)
+            batch.latents = _step(solver, eps, x0, a_t, a_prev, eta, z)
             # 5. Perturbation of the latents.
             if perturbation and not last:
                 batch.latents = perturbation.on_latents(batch.latents, 'xt', noise)

@@ -32,13 +32,14 @@ from ..data.images import Images, stack
 from ..data.splits import scarce_split
 from ..diffusion.checkpoints import weights_hash
 from ..diffusion.clip import Clip
+from ..diffusion.composition import Method
 from ..diffusion.finetune import finetune
 from ..diffusion.generate import generate
 from ..diffusion.latents import image_size, to_pil
-from ..diffusion.methods import METHODS, Method
+from ..diffusion.methods import METHODS
 from ..diffusion.pipeline import load_pipeline
 from ..diffusion.variants import sample_variants
-from ..expansion.expand import expand
+from ..expansion.expand import expand_images
 from ..expansion.record import read_metadata
 from ..measure.features import extract
 from ..measure.metrics import diversity, fid, kid, label_preservation, mmd, precision_recall
@@ -162,7 +163,7 @@ def synthesize(
         slug = out.name.removesuffix(end)
         pipe = arm_pipeline(setup, arm, given, seed, cache)
         with autocast(setup):
-            return expand(
+            return expand_images(
                 given,
                 out,
                 pipe,
@@ -220,7 +221,7 @@ def run_arm(
                 mixing=arm.mixing,
                 origins=origins,
                 **training,
-                **arm.label_settings,
+                label_settings=arm.label_settings,
             )
         right = (predict(model, held_out).argmax(1) == torch.tensor(held_out.targets)).tolist()
         of, source = dict(zip(held_out.keys, right)), load_data(setup.data)

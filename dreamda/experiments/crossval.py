@@ -23,9 +23,9 @@ from ..classify.prediction import predict
 from ..data.datasets import load_data
 from ..data.images import Images, stack
 from ..diffusion.clip import load_clip
-from ..diffusion.methods import read_method
-from ..expansion.expand import checksum
+from ..diffusion.composition import read_method
 from ..expansion.record import load_synthetic, read_metadata
+from ..expansion.run_json import checksum
 from ..measure.features import extract, load_features
 from dreamda.measure.metrics import (
     between_halves,
@@ -205,7 +205,7 @@ def train_arm(
         lr=r.lr,
         seed=seed,
         **more,
-        **r.label_settings if synthetic else {},
+        label_settings=r.label_settings if synthetic else {},
     )
 
 # %% ../../nbs/6_experiments/03_crossval.ipynb #85012f93
