@@ -43,7 +43,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_by_name(name, pipe, digits, photos, tmp_path):
-    "Three variants of each; one taken away comes back as it was, though its file alone is made again"
+    "Three variants of each; one that is deleted comes back as it was, made alone"
     method = get_method(name, num_inference_steps=3, **FEW.get(name, {}))
     for what, images in (('digits', digits), ('photos', photos)):
         out = tmp_path / what
