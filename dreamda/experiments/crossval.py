@@ -19,7 +19,7 @@ import pandas as pd
 from ..classify.config import TrainConfig, resolve_config
 from ..classify.labelling import train
 from ..classify.prediction import predict
-from ..classify.training import classifier_for
+from ..classify.config import classifier_for
 from ..data.duplicates import group_duplicates
 from ..data.images import Images
 from ..data.splits import folds
