@@ -1,9 +1,12 @@
-"""What generation costs: text-to-image, DreamDA, and the algorithm of the authors' released code, on the same weights in one run.
+"""Cost of generation: text-to-image, DreamDA, and the authors' released algorithm, on one model.
 
     python benchmarks/generation.py            # writes results/benchmarks/generation.json
 
-Each round runs every method once, in an order that rotates; ratios are taken within rounds and their median is given, as the machine is shared. Seconds include the VAE and, for
-DreamDA, encoding and inversion. On a GPU the model is of Stable Diffusion 1.5's shape at 512x512 in bf16, on a CPU `tiny` and a quarter of that width; weights but `tiny`'s are random, as cost does not depend on them.
+Each round runs every method once, in an order that rotates. Ratios are taken within rounds and
+their median is given, as the machine is shared. Seconds include the VAE and, for DreamDA, encoding
+and inversion. On a GPU the model has Stable Diffusion 1.5's shape at 512x512 in bf16; on a CPU it
+is `tiny`, and a quarter of that width. Weights but `tiny`'s are random, as cost does not depend on
+them.
 """
 
 import argparse
@@ -96,17 +99,20 @@ def sd15(width, side, device, dtype):  # width 320 is the real one; `side` in pi
 
 @torch.no_grad()
 def released(pipe, image, name, steps, strength, generator):
-    """One variant of one image as the authors' released code makes it: CycleDiffusion's source path, with an empty source prompt, is computed anew for every variant beside the target's, so the U-Net gets four rows a step;
-    absolute noise on the mid block's output of the target's rows, used for both places of the step."""
-    ts, noise = (
-        get_timesteps(pipe, steps, strength),
-        lambda like: sample_noise([generator], like.shape[1:], like),
-    )
+    """One variant of one image as the authors' released code makes it.
+
+    CycleDiffusion's source path, with an empty source prompt, is computed anew for every variant
+    beside the target's, so the U-Net gets four rows a step. Absolute noise on the mid block's
+    output of the target's rows; the perturbed prediction is used in both places of the step."""
+    ts = get_timesteps(pipe, steps, strength)
+
+    def noise(like):
+        return sample_noise([generator], like.shape[1:], like)
+
     x0 = encode_images(pipe, image).float()
     empty, prompt = (encode_prompts(pipe, [p]).embeds for p in ('', f'A photo of a {name}'))
-    text = torch.cat([empty, empty, empty, prompt]).to(
-        pipe.unet.dtype
-    )  # (unconditional, conditional) of the source, then of the target
+    # (unconditional, conditional) of the source, then of the target
+    text = torch.cat([empty, empty, empty, prompt]).to(pipe.unet.dtype)
     source = target = sdedit_start(pipe, x0, [generator], ts).latents
 
     def disturb(module, args, h):
@@ -139,11 +145,11 @@ def ways(pipe, seeds, variants, steps, batch_size):
     "name, strength -> a function that makes all images"
     side = pipe.vae.config.sample_size
     pixels = np.random.default_rng(0).integers(0, 256, (seeds, side, side, 3), np.uint8)
-    images, pairs = (
-        Images(list(pixels), [str(s) for s in range(seeds)], [0] * seeds, [KIND]),
-        [(s, v) for s in range(seeds) for v in range(variants)],
-    )
-    gens = lambda: [make_generator(0, str(s), v) for s, v in pairs]
+    images = Images(list(pixels), [str(s) for s in range(seeds)], [0] * seeds, [KIND])
+    pairs = [(s, v) for s in range(seeds) for v in range(variants)]
+
+    def gens():
+        return [make_generator(0, str(s), v) for s, v in pairs]
 
     def text_to_image():
         for part in torch.arange(len(pairs)).split(batch_size):
@@ -176,9 +182,8 @@ def ways(pipe, seeds, variants, steps, batch_size):
         ]
 
     found = {('text-to-image', 1.0): text_to_image}
-    encoded = dict(
-        start=DPMEncoder(source_template=''), eta=1.0
-    )  # as the released code starts, but once for a seed
+    # The start of the released code, but once for a seed.
+    encoded = dict(start=DPMEncoder(source_template=''), eta=1.0)
     for s in (1.0, 0.8):
         found |= {
             ('dreamda symmetric', s): dreamda(s, False),
@@ -191,7 +196,7 @@ def ways(pipe, seeds, variants, steps, batch_size):
 
 @contextmanager
 def peak_memory(device):
-    "A list whose only entry is, after the block, the highest memory in it: of the device's allocator, or of the process"
+    "A list of one number: after the block, its peak memory, of the device or of the process"
     out, stop, process = [0], threading.Event(), psutil.Process()
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
@@ -250,7 +255,10 @@ def measure(model, pipe, device, dtype, seeds, variants, steps, rounds, batch_si
                 wait(device)
                 seconds[k].append((time.perf_counter() - start) / count)
             peak[k] = max(peak[k], bytes_[0])
-    ratio = lambda k, other: median(a / b for a, b in zip(seconds[k], seconds[other]))
+
+    def ratio(k, other):
+        return median(a / b for a, b in zip(seconds[k], seconds[other]))
+
     return [
         dict(
             model=model,
@@ -278,7 +286,7 @@ def measure(model, pipe, device, dtype, seeds, variants, steps, rounds, batch_si
 
 
 def full_size(side=512):
-    "One guided step of Eq. 6 by a U-Net of Stable Diffusion 1.5's full size, on the CPU: shapes, rows and memory"
+    "One guided step of Eq. 6 by Stable Diffusion 1.5's full-size U-Net on the CPU"
     pipe = sd15(320, side, 'cpu', torch.float32)
     x, cond = torch.randn(1, 4, side // 8, side // 8), encode_prompts(pipe, ['A photo of a cat'])
     with count_rows(pipe.unet) as rows, peak_memory('cpu') as peak:
@@ -367,6 +375,9 @@ if __name__ == '__main__':
         + '\n'
     )
     for r in records:
+        seconds = r.get('seconds_per_image', r.get('seconds'))
         print(
-            f"{r['model']:32} {r['method']:32} {r.get('strength', ''):>4} {r.get('seconds_per_image', r.get('seconds')):8.3f} s  {r.get('ratio_to_text2img', 0):.2f} x text-to-image  {r.get('speedup_over_released', 0):.2f} x released"
+            f'{r["model"]:32} {r["method"]:32} {r.get("strength", ""):>4} {seconds:8.3f} s',
+            f'{r.get("ratio_to_text2img", 0):.2f} x text-to-image',
+            f'{r.get("speedup_over_released", 0):.2f} x released',
         )

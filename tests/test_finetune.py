@@ -1,6 +1,7 @@
 "Fine-tuning by two processes, and of a pipeline with two text encoders"
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,9 @@ def test_two_text_encoders(learn, sdxl, tmp_path):
     method, seeds = get_method('sd', num_inference_steps=2, template=template), photos()
     images = generate(tuned, method, seeds, sample_variants(method, seeds, [(0, 0)]))
     assert images.isfinite().all()
+
+
+def test_without_unet():
+    "A flow transformer gets an error that says so"
+    with pytest.raises(ValueError, match='no U-Net and cannot be fine-tuned'):
+        finetune(SimpleNamespace(transformer=torch.nn.Linear(1, 1)), photos())

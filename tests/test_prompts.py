@@ -1,4 +1,4 @@
-"A language model's server on this machine, with the ways in which one can go wrong; and small local models, with random weights"
+"A language model on a local server, with its possible failures; small local models"
 
 import json
 import threading
@@ -10,14 +10,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dreamda.data.images import DIGITS, load_data, scarce_split
+from dreamda.data.datasets import load_data
+from dreamda.data.digits import DIGITS
+from dreamda.data.splits import scarce_split
+from dreamda.diffusion.grammar import Grammar
+from dreamda.diffusion.language_models import Endpoint, Local
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.prompts import (
     MAX_CHARS,
-    Endpoint,
-    Grammar,
-    Local,
     make_prompts,
     names_class,
     prompts_path,
@@ -37,7 +38,7 @@ GOOD = [
 
 @pytest.fixture
 def serve(monkeypatch):
-    "Starts a server that gives these replies in turn, the last one for ever; returns the requests it got, as (time, path, key, question)"
+    "Starts a server with these replies in turn, the last one for ever; returns the requests it got"
     servers = []
 
     def serve(*replies):  # each a text to answer with, or a function of the handler
@@ -137,7 +138,7 @@ def test_as_it_should_be(serve, tmp_path, capsys):
 
 
 def test_broken_and_slow(serve, tmp_path):
-    "An error of the server, a time-out, and a rate limit are tried again by the client, after the time that the limit names; answers that make no sense are asked for again"
+    "Errors, time-outs and rate limits are retried; answers that make no sense are requested again"
     nonsense = [
         send(200, b'{"choices": ['),
         send(200, b'<html>', 'text/html'),
@@ -162,7 +163,7 @@ def test_broken_and_slow(serve, tmp_path):
 
 
 def test_refused(serve, tmp_path, monkeypatch, capsys):
-    "What was answered before is kept, the cost was said before, the key is not shown, and the next call asks for the rest"
+    "Earlier answers are kept, the key is not shown, and the next call requests the rest"
     good = ['\n'.join(g.replace('cat', c) for g in GOOD[:2]) for c in ('cat', 'dog')]
     serve(
         good[0],
@@ -192,9 +193,9 @@ def test_refused(serve, tmp_path, monkeypatch, capsys):
 
 
 HOSTILE = [
-    '../../../etc/passwd is a cat that sleeps all day on the warm stones of the yard behind the house',
+    '../../../etc/passwd is a cat that sleeps all day on the warm stones behind the old house',
     'C:\\cat\\windows that sleeps all day on the warm stones of the yard behind the old house',
-    'A cat \x1b]0;pwned\x07 that sleeps all day on the warm stones of the yard behind the old house',
+    'A cat \x1b]0;pwned\x07 that sleeps all day on the warm stones behind the old red house',
     'A cat \u202ethat sleeps all day on the warm stones of the yard behind the old red house',
     'A cat\x00 that sleeps all day on the warm stones of the yard behind the old red house',
     'A cat ' + 'very ' * 200_000 + 'long',
@@ -250,7 +251,10 @@ def test_hostile_answers(serve, tmp_path, capsys):
 @pytest.fixture(scope='session')
 def gpt2(tmp_path_factory):
     "A GPT-2 with random weights whose vocabulary is a few words; and the same as a chat model"
-    words = 'A photo of a cat dog near the old garden wall while two birds watch it from an apple tree and light rain begins'.split()
+    words = (
+        'A photo of a cat dog near the old garden wall while two birds watch it '
+        'from an apple tree and light rain begins'
+    ).split()
     vocab = {w: i for i, w in enumerate(dict.fromkeys(['<end>', *words]))}
     raw = Tokenizer(models.WordLevel(vocab, unk_token='<end>'))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -281,11 +285,10 @@ def test_local_models(gpt2, tmp_path):
         all(p.startswith('A photo of a cat') and len(p.split()) >= 15 for p in made)
         and len(set(made)) == 4
     )
-    assert (
-        make_prompts(Local(str(gpt2[0])), ['cat'], 4, tmp_path / 'again.jsonl')['cat']
-        == made
-        != make_prompts(Local(str(gpt2[0]), seed=1), ['cat'], 4, tmp_path / 'other.jsonl')['cat']
-    )
+    again = make_prompts(Local(str(gpt2[0])), ['cat'], 4, tmp_path / 'again.jsonl')['cat']
+    other = Local(str(gpt2[0]), seed=1)
+    assert again == made
+    assert make_prompts(other, ['cat'], 4, tmp_path / 'other.jsonl')['cat'] != made
     with pytest.raises(ValueError, match="0 of 2 for 'horse'"):
         make_prompts(
             Local(str(gpt2[1])), ['horse'], 2, tmp_path / 'b.jsonl'

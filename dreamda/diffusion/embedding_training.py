@@ -21,6 +21,7 @@ from .clip import TEMPLATE, fill_template
 from .embeddings import Conditioning, encode_prompts
 from .latents import encode_images, image_size, to_tensor
 from .objective import noise_prediction_loss, training_steps
+from .pipeline import is_flow
 from .sampler import make_generator, sample_noise
 from ..utils import write_atomic
 
@@ -107,6 +108,9 @@ def learn_embeddings(
     weights: str = '',  # name of the model's weights, see `weights_hash`
 ) -> Tensor:  # (N,n,D), for N images or classes; zeros for a class without images
     "The vectors of all images or classes; only those missing in the folder are learned."
+    if is_flow(pipe):
+        name = type(learned).__name__
+        raise ValueError(f'a {type(pipe).__name__} has no U-Net, which {name} needs to learn')
     owners, found, paths = learned.owners(images), {}, None
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from ..data.images import Images
 from .checkpoints import weights_hash
 from .finetune_data import FinetuneConfig, TrainingData, prepare_data
 from .objective import training_steps
+from .pipeline import is_flow
 from dreamda.diffusion.trainable import (
     copy_trainable,
     load_trained,
@@ -205,6 +206,10 @@ def finetune(
     config = replace(config or FinetuneConfig(), **changes)
     if not config.steps:
         return pipe
+    if is_flow(pipe):
+        raise ValueError(
+            f'a {type(pipe).__name__} has no U-Net and cannot be fine-tuned: set steps to 0'
+        )
     config.check_processes(PartialState().num_processes)
     parts = parse_learn(config.learn, config.template)
     folder = Path(cache) / _cache_name(pipe, images, config) if cache else None
