@@ -22,8 +22,8 @@ from ..data.splits import folds
 from ..diffusion.methods import method_for_model
 from ..diffusion.pipeline import load_pipeline
 from ..expansion.expand import expand_images
-from ..expansion.run_json import checksum
 from ..expansion.run import Run, load_run
+from ..expansion.run_json import checksum
 from .candidates import Candidate, load_candidates, parse_budget
 from .race import Race, fold_count, run_trial, train_and_test
 from .recommendation import Choice, decide, save_choice

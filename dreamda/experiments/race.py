@@ -13,7 +13,7 @@ import numpy as np
 from ..classify.config import TrainConfig
 from ..classify.labelling import train
 from ..classify.prediction import predict
-from ..classify.training import classifier_for
+from ..classify.config import classifier_for
 from ..data.images import Images
 from ..data.splits import folds
 from ..expansion.run import Run
