@@ -24,7 +24,8 @@ from tqdm import tqdm
 from dreamda.classify.config import TrainConfig
 from dreamda.classify.models import PACKAGED_MODEL
 from dreamda.classify.prediction import accuracy, predict
-from dreamda.classify.training import classifier_for, fit
+from dreamda.classify.config import classifier_for
+from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
 from dreamda.measure.provenance import results_dir

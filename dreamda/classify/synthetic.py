@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import DEFAULTS, TrainConfig, resolve_config
+from .config import DEFAULTS, TrainConfig, classifier_for, resolve_config
 from .loading import targets_as
 from .models import PACKAGED_MODEL, create_classifier
 from .prediction import backbone_features, predict
-from .training import classifier_for, fit
+from .training import fit
 from ..data.images import Images
 
 # %% ../../nbs/4_classify/09_synthetic.ipynb #ed5fab09

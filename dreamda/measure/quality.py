@@ -12,7 +12,8 @@ import numpy as np
 
 from ..classify.config import TrainConfig, resolve_config
 from ..classify.prediction import predict
-from ..classify.training import classifier_for, fit
+from ..classify.config import classifier_for
+from ..classify.training import fit
 from ..data.splits import folds
 from ..diffusion.clip import load_clip
 from ..expansion.run import load_run
