@@ -64,7 +64,7 @@ def test_head_on_features(photographs):
     images = pick(photographs, IMAGENET, 15)
     train = images.subset([i for i in range(len(images)) if i % 3 == 0])
     test = images.subset([i for i in range(len(images)) if i % 3])
-    config = resolve_config(TrainConfig(image_size=96, updates=100))
+    config = resolve_config(TrainConfig(image_size=96))
     assert (config.classifier, config.tune) == (PACKAGED_MODEL, "frozen")
     before = create_classifier(PACKAGED_MODEL, 3, 96, pretrained=True).state_dict()
     model = fit(classifier_for(config, 3), train, None, config, device="cpu")
