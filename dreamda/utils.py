@@ -182,20 +182,30 @@ class Cache:
 
     folder: str | Path  # created when the first result is stored
 
+    def _find(self, key):  # the stored result's file and its loader, or None
+        stem = Path(self.folder) / short_hash(key)
+        for ending, _, load in _FILE_TYPES.values():
+            path = stem.with_name(stem.name + ending)
+            if path.exists():
+                return path, load
+        return None
+
+    def __contains__(self, key) -> bool:
+        "Whether there is a stored result for `key`"
+        return self._find(key) is not None
+
     def get(
         self,
         key,  # all that the result depends on; see `short_hash`
         make: Callable[[], Any],  # computes an array, a table (its index is dropped) or JSON
     ):  # the array, table or value
         "The stored result for `key`, or that of `make()`, which is then stored"
-        stem = Path(self.folder) / short_hash(key)
-        for ending, _, load in _FILE_TYPES.values():
-            path = stem.with_name(stem.name + ending)
-            if path.exists():
-                return load(path)
+        if found := self._find(key):
+            path, load = found
+            return load(path)
         result = make()
         ending, save, load = _FILE_TYPES.get(type(result).__name__, _FILE_TYPES['other'])
-        path = stem.with_name(stem.name + ending)
+        path = Path(self.folder) / f'{short_hash(key)}{ending}'
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda p: save(p, result))
         return load(path)

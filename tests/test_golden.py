@@ -49,7 +49,7 @@ from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
-from dreamda.experiments.crossval import folds
+from dreamda.data.splits import folds
 
 # ---------------------------------------------------------------------------- adapters: data
 
