@@ -21,10 +21,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dreamda.classify.config import TrainConfig
+from dreamda.classify.config import TrainConfig, classifier_for
 from dreamda.classify.models import PACKAGED_MODEL
 from dreamda.classify.prediction import accuracy, predict
-from dreamda.classify.config import classifier_for
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamda.classify.config import TrainConfig, resolve_config
+from dreamda.classify.config import TrainConfig, classifier_for, resolve_config
 from dreamda.classify.models import PACKAGED_MODEL, create_classifier, has_pretrained_weights
 from dreamda.classify.prediction import accuracy, predict
-from dreamda.classify.config import classifier_for
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
