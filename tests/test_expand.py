@@ -38,8 +38,8 @@ from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.variants import sample_variants
 from dreamda.expansion.checked import REDRAWS, in_fp32
 from dreamda.expansion.expand import expand_images
-from dreamda.expansion.repeat import expand_from_run
 from dreamda.expansion.record import load_synthetic, read_metadata
+from dreamda.expansion.repeat import expand_from_run
 from dreamda.expansion.writer import SAVE_OPTIONS
 from dreamda.measure.provenance import provenance
 
