@@ -21,7 +21,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['dreamda', 'dreamda.*']),
-    package_data={'dreamda': ['tiny/**/*', 'app/templates/*']},
+    package_data={'dreamda': ['tiny/**/*', 'app/templates/*', 'experiments/*.yaml']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={

@@ -154,9 +154,7 @@ def test_made_again_and_overwritten(way, tmp_path):
     fewer = ('--overwrite', '--num-inference-steps', 2, '--expansion', 1)
     assert f'{IMAGES} synthetic images' in good(tmp_path, 'expand', 'photos', 'out', *fewer)
     left = {path.name for path in (tmp_path / 'out').glob('*.*')} - {'.lock-0'}
-    assert left == {'run.json', 'metadata.jsonl', 'history.jsonl'}, (
-        'results of deleted images'
-    )
+    assert left == {'run.json', 'metadata.jsonl', 'history.jsonl'}, 'results of deleted images'
 
 
 def test_rejected_images(way, tmp_path):

@@ -80,19 +80,21 @@ def visible(out):
     )
 
 
+def plain_metadata(out):
+    "Metadata lines without the places in shards"
+    places = ('shard', 'offset', 'bytes')
+    return [{k: v for k, v in l.items() if k not in places} for l in read_metadata(out)]
+
+
 def differing(out, reference):
-    "Files whose pixels are more than a grey level from the reference's; the metadata are the same but for places in shards"
+    "Files whose pixels differ by more than one grey level; the metadata must be the same"
     a, b = (
         load_synthetic(
             o, [str(c) for c in json.loads((o / 'run.json').read_text())['inputs']['classes']]
         )
         for o in (out, reference)
     )
-    plain = lambda o: [
-        {k: v for k, v in l.items() if k not in ('shard', 'offset', 'bytes')}
-        for l in read_metadata(o)
-    ]
-    assert plain(out) == plain(reference)
+    assert plain_metadata(out) == plain_metadata(reference)
     return [
         k
         for i, k in enumerate(a.keys)
@@ -168,9 +170,11 @@ def test_many_processes(seeds, whole, run, tmp_path):
         OMP_NUM_THREADS='1',
         PYTHONPATH=os.pathsep.join(sys.path),
     )
-    shares = lambda n: [
-        set((tmp_path / f'made-by-{r}-of-{n}').read_text().split('\n')) - {''} for r in range(n)
-    ]
+
+    def shares(n):
+        made = [(tmp_path / f'made-by-{r}-of-{n}').read_text() for r in range(n)]
+        return [set(names.splitlines()) for names in made]
+
     run(
         'accelerate',
         'launch',
@@ -195,9 +199,8 @@ def test_many_processes(seeds, whole, run, tmp_path):
     a, b = shares(2)
     assert a and b and not a & b and len(a | b) == 16
     lines = (tmp_path / 'out' / 'metadata.jsonl').read_bytes().splitlines(keepends=True)
-    (
-        tmp_path / 'out' / 'metadata.jsonl'
-    ).unlink()  # as if killed: parts only, one line cut, one image without a line, one line without its image
+    # As if killed: parts only, one line cut, one image without a line, one line without its image.
+    (tmp_path / 'out' / 'metadata.jsonl').unlink()
     for r in range(2):
         (tmp_path / 'out' / f'metadata-{r}.jsonl').write_bytes(
             b''.join(lines[1:10:2] if r else lines[:10:2])[: -20 if r else None]
@@ -241,6 +244,12 @@ def test_a_worker_is_alone(seeds, pipe, whole, tmp_path, monkeypatch):
 # ---- faults
 
 
+def places(out):
+    "The file or the shard of each image of a run that may not have begun"
+    lines = read_metadata(out) if out.exists() else []
+    return {l['file_name']: out / l.get('shard', l['file_name']) for l in lines}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('shard_size', [None, 3], ids=['files', 'shards'])
 def test_killed(shard_size, seeds, pipe, whole, tmp_path):
@@ -255,12 +264,7 @@ def test_killed(shard_size, seeds, pipe, whole, tmp_path):
     while counts['kills'] < -(-KILLS // 2):
         out, ended = tmp_path / str(counts['runs']), False
         while not ended:
-            place = lambda l: out / l.get('shard', l['file_name'])
-            before = {
-                l['file_name']: (place(l), place(l).stat().st_mtime_ns)
-                for l in (read_metadata(out) if out.exists() else [])
-                if place(l).exists()
-            }
+            before = {f: (p, p.stat().st_mtime_ns) for f, p in places(out).items() if p.exists()}
             p = forked(go, seeds, out, pipe, shard_size=shard_size)
             p.join(rng.uniform(0, taken) if counts['kills'] < -(-KILLS // 2) else None)
             if ended := p.exitcode is not None:
@@ -269,7 +273,7 @@ def test_killed(shard_size, seeds, pipe, whole, tmp_path):
                 p.kill()
                 p.join()
                 counts['kills'] += 1
-            after = {l['file_name']: place(l) for l in read_metadata(out)} if out.exists() else {}
+            after = places(out)
             counts['duplicated'] += sum(
                 after.get(f) == path and path.stat().st_mtime_ns != t
                 for f, (path, t) in before.items()
@@ -305,7 +309,8 @@ def test_killed(shard_size, seeds, pipe, whole, tmp_path):
 
 
 def said(path, f, *args, **kw):
-    "With its standard error in a file, and Ctrl-C on, which a shell turns off for what it runs in the background"
+    """With its standard error in a file, and with Ctrl-C on, which a shell turns off for what it
+    runs in the background"""
     sys.stderr = path.open('w')
     signal.signal(signal.SIGINT, signal.default_int_handler)
     f(*args, **kw)
@@ -353,12 +358,11 @@ def test_stopped(number, seeds, pipe, whole, tmp_path):
 def small_disk(tmp_path):
     "Mounts of 64 kB, if this user may mount"
     (tmp_path / 'disk').mkdir()
-    mount = (
-        lambda *args: subprocess.run(
-            ['mount', *args, str(tmp_path / 'disk')], capture_output=True
-        ).returncode
-        == 0
-    )
+
+    def mount(*args):
+        command = ['mount', *args, str(tmp_path / 'disk')]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
     if not mount('-t', 'tmpfs', '-o', 'size=64k', 'tmpfs'):
         pytest.skip('mounting is not allowed here')
     yield tmp_path / 'disk', lambda options: mount('-o', f'remount,{options}')
@@ -644,10 +648,15 @@ def test_wild_folders(wild, seeds, pipe, tmp_path):
         [str(i) for i in range(3000)],
     )
     start = time.time()
-    made = expand_images(many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1)
+    made = expand_images(
+        many.subset([2999, 5]), tmp_path / 'many', pipe, get_method('reconstruction'), 1
+    )
     assert made.targets == [2999, 5] and time.time() - start < 20
     assert (
-        len(expand_images(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)) == 1
+        len(
+            expand_images(many.subset([7]), tmp_path / 'one', pipe, get_method('reconstruction'), 1)
+        )
+        == 1
     )  # one image
     odd = Images(
         [pixels] * 2, ['cat/../../../x.png', '/cat/y.png'], [0, 0], ['cat']
@@ -762,10 +771,10 @@ def test_no_remote_code(where, tmp_path):
         dict(_class_name=['mine', 'Mine']) if where == 'pipeline' else dict(unet=['mine', 'Mine'])
     )
     (folder / 'model_index.json').write_text(json.dumps(index))
+    base = 'StableDiffusionPipeline' if where == 'pipeline' else 'UNet2DConditionModel'
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom diffusers import {base}\n"
     for path in (folder / 'mine.py', folder / 'unet' / 'mine.py'):
-        path.write_text(
-            f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom diffusers import StableDiffusionPipeline, UNet2DConditionModel\nclass Mine({'StableDiffusionPipeline' if where == 'pipeline' else 'UNet2DConditionModel'}): pass\n"
-        )
+        path.write_text(f'{code}class Mine({base}): pass\n')
     with pytest.raises(ValueError):
         load_pipeline(folder, device='cpu')
     assert not (tmp_path / 'ran').exists()

@@ -43,13 +43,12 @@ from dreamda.classify.softmatch import fit_softmatch
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
-from dreamda.data.splits import scarce_split
+from dreamda.data.splits import folds, scarce_split
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.methods import METHODS, method_for_model
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import read_metadata
-from dreamda.data.splits import folds
 
 # ---------------------------------------------------------------------------- adapters: data
 

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_requirements(root):
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root / 'settings.ini')
     required, optional, dev, docs = (
-        {re.split('[<>=]', r)[0] for r in cfg['DEFAULT'][f'{k}requirements'].split()}
+        {normal_name(re.split('[<>=]', r)[0]) for r in cfg['DEFAULT'][f'{k}requirements'].split()}
         for k in ('', 'optional_', 'dev_', 'docs_')
     )
 
@@ -130,7 +131,20 @@ def test_requirements(root):
         'nbconvert',
         'tabulate',
         'pytest-xdist',
+        'ruff',
     }  # commands, pins for nbdev, DataFrame.to_markdown, pytest -n
+
+
+def normal_name(distribution):
+    "The name as PEP 503 writes it"
+    return re.sub('[-_.]+', '-', distribution).lower()
+
+
+LOCAL = {
+    p.stem
+    for folder in ('tests', 'docs')
+    for p in (Path(__file__).parent.parent / folder).glob('*.py')
+}
 
 
 def imported(sources, nodes=ast.walk):
@@ -140,7 +154,10 @@ def imported(sources, nodes=ast.walk):
         n.module for n in tree if isinstance(n, ast.ImportFrom) and not n.level
     }
     names = (
-        {m.split('.')[0] for m in modules} - sys.stdlib_module_names - {'dreamda', 'mpl_toolkits'}
+        {m.split('.')[0] for m in modules}
+        - sys.stdlib_module_names
+        - LOCAL
+        - {'dreamda', 'mpl_toolkits'}
     )
     provided = packages_distributions()
-    return {d.lower() for m in names for d in provided.get(m, [f'{m} (not installed)'])}
+    return {normal_name(d) for m in names for d in provided.get(m, [f'{m} (not installed)'])}

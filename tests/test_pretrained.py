@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamda.classify.config import TrainConfig, resolve_config
+from dreamda.classify.config import TrainConfig, classifier_for, resolve_config
 from dreamda.classify.models import PACKAGED_MODEL, create_classifier, has_pretrained_weights
 from dreamda.classify.prediction import accuracy, predict
-from dreamda.classify.config import classifier_for
 from dreamda.classify.training import fit
 from dreamda.data.datasets import load_data
 from dreamda.data.images import Images
@@ -64,7 +63,7 @@ def test_head_on_features(photographs):
     images = pick(photographs, IMAGENET, 15)
     train = images.subset([i for i in range(len(images)) if i % 3 == 0])
     test = images.subset([i for i in range(len(images)) if i % 3])
-    config = resolve_config(TrainConfig(image_size=96, updates=100))
+    config = resolve_config(TrainConfig(image_size=96))
     assert (config.classifier, config.tune) == (PACKAGED_MODEL, "frozen")
     before = create_classifier(PACKAGED_MODEL, 3, 96, pretrained=True).state_dict()
     model = fit(classifier_for(config, 3), train, None, config, device="cpu")

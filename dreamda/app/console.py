@@ -47,6 +47,15 @@ def _read_settings(path):
     return {str(name).replace('-', '_'): value for name, value in settings.items()}
 
 
+def _option_names(commands):  # as on the command line -> name of the parameter
+    return {
+        option.lstrip('-').replace('-', '_'): parameter.name
+        for command in commands
+        for parameter in command.params
+        for option in (parameter.name, *parameter.opts)
+    }
+
+
 def use_config(
     ctx: typer.Context,
     path: Path | None,  # the yaml file
@@ -54,12 +63,10 @@ def use_config(
     "Take the defaults of a command from a file, before its options are read"
     if path is None:
         return
-    settings = _read_settings(path)
-    commands = ctx.find_root().command.commands.values()
-    known = {parameter.name for command in commands for parameter in command.params}
-    if unknown := sorted(set(settings) - known):
+    settings, known = _read_settings(path), _option_names(ctx.find_root().command.commands.values())
+    if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f'{path} has a setting that no command knows: {", ".join(unknown)}')
-    ctx.default_map = settings
+    ctx.default_map = {known[name]: value for name, value in settings.items()}
 
 # %% ../../nbs/7_app/06_console.ipynb #6e91567b
 def option(help: str, *names: str, **settings):

@@ -132,6 +132,8 @@ def expand(
       dreamda expand photos/ out/ --model stable-diffusion-v1-5/stable-diffusion-v1-5
       dreamda expand photos/ out/ --method sdedit --strength 0.6
       accelerate launch -m dreamda.app.cli expand photos/ out/ --config settings.yaml"""
+    if expansion == 0:  # what `dreamda choose` may recommend
+        return say('Nothing to expand: no synthetic images are wanted (expansion 0).')
     hide_progress()
     start = time.perf_counter()
     if dry_run:

@@ -126,6 +126,8 @@ def train(
 
     hide_progress()
     start, settings = time.perf_counter(), given(ctx, o.TRAINING_SETTINGS)
+    if (ctx.default_map or {}).get('expansion') == 0:  # what `dreamda choose` may recommend
+        return _train_on_real(data, model, settings)
     if dry_run:
         count, seconds = workflow.estimate_training(data, out, seeds, **settings)
         return say(
@@ -137,6 +139,13 @@ def train(
     _say_trial(trial, data, out, model)
 
 # %% ../../nbs/7_app/09_verdict_commands.ipynb #852cfea9
+def _train_on_real(data, model, settings):
+    from dreamda.app.choice import train_on_real
+
+    count = train_on_real(data, model, **settings)
+    say(f'{model}: a classifier trained on {count} real images, as the choice says')
+
+
 def _say_trial(trial, data, out, model):
     from dreamda.measure.results import show
 

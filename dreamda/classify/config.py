@@ -50,7 +50,7 @@ DEFAULTS = {  # by kind of model; image_size None: that of the data, at most 224
     'scratch': {'updates': 400, 'lr': 3e-3, 'weight_decay': 0.05, 'image_size': None},
     'full': {'updates': 200, 'lr': 1e-3, 'weight_decay': 0.05, 'image_size': 128},
     'last': {'updates': 200, 'lr': 1e-3, 'weight_decay': 0.05, 'image_size': 128},
-    'frozen': {'updates': 300, 'lr': 3e-3, 'weight_decay': 0.05, 'image_size': 128},
+    'frozen': {'updates': 300, 'lr': 1e-2, 'weight_decay': 0.05, 'image_size': 160},
 }
 
 
