@@ -110,6 +110,16 @@ def _sources(candidates):
     return list(found.values())
 
 
+def _time_training(candidate, config, images, left_out):
+    "Seconds of a first training on real images, and of the same one again"
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        train_and_test(candidate, config, _without_synthetic(images), left_out, 0)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
 def _measure_plan(candidates, data, images, groups, model, config, budget, seed, workers):
     "The plan for a budget, from the time of a few images of each source and of one training"
     from dreamda.expansion.preview import estimate
@@ -122,12 +132,11 @@ def _measure_plan(candidates, data, images, groups, model, config, budget, seed,
         seconds = estimate(few, pipe, method, expansion=2, batch_size=8)['seconds']
         per_image[str(candidate.source)] = seconds / (2 * len(few))
     k = fold_count(images, groups)
-    left_out = folds(images, k, seed, groups)[0]
-    start = time.perf_counter()
-    train_and_test(candidates[1], config, _without_synthetic(images), left_out, seed)
-    per_training = 2 * (time.perf_counter() - start)  # with synthetic images about twice as long
+    first, again = _time_training(candidates[1], config, images, folds(images, k, seed, groups)[0])
+    per_feature = max(0.0, first - again) / len(images)  # a frozen backbone sees each image once
+    per_image = {source: seconds + 2 * per_feature for source, seconds in per_image.items()}
     workers = workers or len(os.sched_getaffinity(0))
-    return make_plan(budget, len(images), per_image, per_training, len(candidates), k, workers)
+    return make_plan(budget, len(images), per_image, again, len(candidates), k, workers)
 
 
 def _read_plan(path, make):
