@@ -63,9 +63,11 @@ def _describe(candidate, gain):
             'More images of each class, or a generator that knows these images better '
             '(another --model), may change this.'
         )
+    advice = f'Use {candidate.name}'
     if candidate.source is None:
-        return f'Use no synthetic images, but {candidate.name}: {points} over real images only.'
-    return f'Use {candidate.name}: {points} over real images only.'
+        advice = f'Use no synthetic images, but {candidate.name}'
+    doubt = '' if gain.low > 0 else ', so that it helps is not shown; more images would tell'
+    return f'{advice}: {points} over real images only{doubt}.'
 
 
 def decide(
