@@ -6,6 +6,7 @@
 __all__ = ['READABLE_FORMATS', 'HEIF_BRANDS', 'LEAST_CONTRAST', 'Decoder', 'read_image']
 
 # %% ../../nbs/1_data/01_decode.ipynb #203495c8
+import struct
 from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path

@@ -6,7 +6,6 @@
 __all__ = ['Worker', 'expand_images']
 
 # %% ../../nbs/3_expansion/07_expand.ipynb #7cedfa4f
-import json
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
