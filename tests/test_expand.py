@@ -37,8 +37,9 @@ from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.variants import sample_variants
 from dreamda.expansion.checked import REDRAWS, in_fp32
-from dreamda.expansion.expand import expand_from_run, expand_images
+from dreamda.expansion.expand import expand_images
 from dreamda.expansion.record import load_synthetic, read_metadata
+from dreamda.expansion.repeat import expand_from_run
 from dreamda.expansion.writer import SAVE_OPTIONS
 from dreamda.measure.provenance import provenance
 
@@ -150,29 +151,19 @@ def noted(self, checked):
 
 
 Writer.write = noted
-seeds, pipe = load_folder(sys.argv[1]), load_pipeline('tiny')
-
-
-def expand(steps):
-    method = get_method('dreamda', num_inference_steps=steps)
-    return expand_images(seeds, 'out', pipe, method, 2, batch_size=4)
-
-
-made = expand(2)
-assert len(made) == 2 * 8, len(made)  # for every process
+method = get_method('dreamda', num_inference_steps=int(sys.argv[3]))
 try:
-    expand(3)
-except ValueError as error:
-    assert 'overwrite=True' in str(error), error
-else:
-    sys.exit('other settings were not refused')
+    made = expand_images(
+        load_folder(sys.argv[1]), sys.argv[2], load_pipeline('tiny'), method, 2, batch_size=4
+    )
+except ValueError as e:
+    sys.exit(str(e))
+assert len(made) == 2 * 8, len(made)  # for every process
 """
-LAUNCH = 'launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no'
-LAUNCH += ' --dynamo_backend no --main_process_port 0 go.py'
 
 
 def test_many_processes(seeds, whole, run, tmp_path):
-    "Two processes share the images between them, and both refuse other settings"
+    "Two processes make everything; three go on from less than that; and all refuse other settings"
     (tmp_path / 'go.py').write_text(SCRIPT)
     env = dict(
         ACCELERATE_USE_CPU='true',
@@ -180,28 +171,63 @@ def test_many_processes(seeds, whole, run, tmp_path):
         OMP_NUM_THREADS='1',
         PYTHONPATH=os.pathsep.join(sys.path),
     )
-    run('accelerate', *LAUNCH.split(), seeds.root, **env)
+
+    def shares(n):
+        made = [(tmp_path / f'made-by-{r}-of-{n}').read_text() for r in range(n)]
+        return [set(names.splitlines()) for names in made]
+
+    run(
+        'accelerate',
+        'launch',
+        '--multi_gpu',
+        '--num_processes',
+        2,
+        '--num_machines',
+        1,
+        '--mixed_precision',
+        'no',
+        '--dynamo_backend',
+        'no',
+        '--main_process_port',
+        0,
+        'go.py',
+        seeds.root,
+        'out',
+        2,
+        **env,
+    )
     assert_same(tmp_path / 'out', whole)
-    a, b = (set((tmp_path / f'made-by-{r}-of-2').read_text().splitlines()) for r in range(2))
+    a, b = shares(2)
     assert a and b and not a & b and len(a | b) == 16
-
-
-def test_other_number_of_processes(seeds, pipe, whole, tmp_path):
-    "One process goes on from what two left when they were killed, and makes what is missing only"
-    out = shutil.copytree(whole, tmp_path / 'out')
-    lines = (out / 'metadata.jsonl').read_bytes().splitlines(keepends=True)
-    names = [json.loads(line)['file_name'] for line in lines]
-    # Parts only, one line cut, one image without a line, one line without its image.
-    (out / 'metadata.jsonl').unlink()
-    (out / 'metadata-0.jsonl').write_bytes(b''.join(lines[:10:2]))
-    (out / 'metadata-1.jsonl').write_bytes(b''.join(lines[1:10:2])[:-20])
-    for name in [names[0], *names[11:]]:
-        (out / name).unlink()
-    before = {name: (out / name).stat().st_mtime_ns for name in names[1:11]}
-    go(seeds, out, pipe)
-    assert_same(out, whole)
-    made = {name for name in names if (out / name).stat().st_mtime_ns != before.get(name)}
-    assert made == {names[0], *names[9:]}
+    lines = (tmp_path / 'out' / 'metadata.jsonl').read_bytes().splitlines(keepends=True)
+    # As if killed: parts only, one line cut, one image without a line, one line without its image.
+    (tmp_path / 'out' / 'metadata.jsonl').unlink()
+    for r in range(2):
+        (tmp_path / 'out' / f'metadata-{r}.jsonl').write_bytes(
+            b''.join(lines[1:10:2] if r else lines[:10:2])[: -20 if r else None]
+        )
+    for l in lines[11:]:
+        (tmp_path / 'out' / json.loads(l)['file_name']).unlink()
+    (tmp_path / 'out' / json.loads(lines[0])['file_name']).unlink()
+    run(
+        'python',
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        3,
+        'go.py',
+        seeds.root,
+        'out',
+        2,
+        **env,
+    )
+    assert_same(tmp_path / 'out', whole)
+    three = shares(3)
+    assert (
+        set.union(*three) == {json.loads(l)['file_name'] for l in [lines[0], *lines[9:]]}
+        and sum(map(len, three)) == 8
+    )
 
 
 def test_a_worker_is_alone(seeds, pipe, whole, tmp_path, monkeypatch):

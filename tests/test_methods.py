@@ -43,12 +43,12 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize('name', METHODS)
 def test_by_name(name, pipe, digits, photos, tmp_path):
-    "Two variants of each; one that is deleted comes back as it was, made alone"
+    "Three variants of each; one that is deleted comes back as it was, made alone"
     method = get_method(name, num_inference_steps=3, **FEW.get(name, {}))
     for what, images in (('digits', digits), ('photos', photos)):
         out = tmp_path / what
-        made = expand_images(images, out, pipe, method, 2, name=name)
-        assert len(made) == 2 * len(images) and all(im.size == (32, 32) for im, _ in made)
+        made = expand_images(images, out, pipe, method, 3, name=name)
+        assert len(made) == 3 * len(images) and all(im.size == (32, 32) for im, _ in made)
         lines = read_metadata(out)
         for l in lines:
             own = l['seed_image'].split('/')[0]
@@ -62,7 +62,7 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         before = {f: np.array(made[i][0]).astype(int) for i, f in enumerate(made.keys)}
         gone = out / lines[4]['file_name']
         gone.unlink()
-        again = expand_images(images, out, pipe, method, 2, name=name)
+        again = expand_images(images, out, pipe, method, 3, name=name)
         assert again.keys == made.keys and all(
             abs(np.array(again[i][0]) - before[f]).max() <= 3 for i, f in enumerate(again.keys)
         )
@@ -70,4 +70,4 @@ def test_by_name(name, pipe, digits, photos, tmp_path):
         assert len(list((tmp_path / 'digits-learned').iterdir())) == (4 if name == 'di' else 2)
     if method.uses_others:
         with pytest.raises(ValueError, match='others'):
-            expand_images(photos.subset([0, 1, 2]), out, pipe, method, 2, name=name)
+            expand_images(photos.subset([0, 1, 2]), out, pipe, method, 3, name=name)
