@@ -31,7 +31,7 @@ from dreamda.measure.provenance import results_dir
 
 PER_CLASS, VALIDATION, CLASSES = 5, 10, 20
 GRIDS = {  # image sizes, peak learning rates, updates
-    "frozen": ((96, 128, 160), (1e-3, 3e-3, 1e-2), (100, 300)),
+    "frozen": ((96, 128, 160), (1e-3, 3e-3, 1e-2, 3e-2), (100, 300)),
     "last": ((128,), (3e-4, 1e-3, 3e-3), (60,)),
     "full": ((128,), (3e-4, 1e-3, 3e-3), (60,)),
 }

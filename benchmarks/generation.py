@@ -35,7 +35,7 @@ from dreamda.diffusion.latents import decode_latents, encode_images, to_tensor
 from dreamda.diffusion.methods import get_method
 from dreamda.diffusion.perturbation import Perturbation
 from dreamda.diffusion.pipeline import load_pipeline
-from dreamda.diffusion.pretrain import scheduler
+from dreamda.diffusion.pretrain_models import build_scheduler
 from dreamda.diffusion.sampler import InitialState, denoise, make_generator, sample_noise
 from dreamda.diffusion.schedule import alphas, get_timesteps
 from dreamda.diffusion.starts import DPMEncoder
@@ -83,7 +83,7 @@ def sd15(width, side, device, dtype):  # width 320 is the real one; `side` in pi
         unet=unet,
         text_encoder=text,
         tokenizer=tokenizer,
-        scheduler=scheduler(),
+        scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -12,6 +12,7 @@ _MODULES = {
     "label": "dreamda.app.workflow",
     "train": "dreamda.app.workflow",
     "report": "dreamda.app.report",
+    "choose": "dreamda.app.choice",
 }
 __all__ = [*_MODULES, "measure"]
 

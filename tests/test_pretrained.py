@@ -63,11 +63,11 @@ def test_head_on_features(photographs):
     images = pick(photographs, IMAGENET, 15)
     train = images.subset([i for i in range(len(images)) if i % 3 == 0])
     test = images.subset([i for i in range(len(images)) if i % 3])
-    config = resolve_config(TrainConfig(image_size=96, updates=100))
+    config = resolve_config(TrainConfig())
     assert (config.classifier, config.tune) == (PACKAGED_MODEL, "frozen")
-    before = create_classifier(PACKAGED_MODEL, 3, 96, pretrained=True).state_dict()
+    before = create_classifier(PACKAGED_MODEL, 3, config.image_size, pretrained=True).state_dict()
     model = fit(classifier_for(config, 3), train, None, config, device="cpu")
-    assert accuracy(predict(model, test, device="cpu"), test.targets) > 0.9
+    assert accuracy(predict(model, test, device="cpu"), test.targets) >= 0.85
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"classifier.weight", "classifier.bias"}
 

@@ -179,6 +179,13 @@ def test_private_names_stay_in_their_module():
     assert not wrong, '\n'.join(wrong)
 
 
+def test_modules_use_what_they_import_and_nothing_else():
+    "An import in a cell that is not exported hides from ruff that the module lacks it"
+    command = [sys.executable, '-m', 'ruff', 'check', '--isolated', '--select', 'F401,F821']
+    said = subprocess.run([*command, 'dreamda'], capture_output=True, text=True, cwd=ROOT)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
 # ---- what an import costs
 
 FORBIDDEN = {

@@ -13,12 +13,12 @@ from typing import Annotated
 
 import typer
 
-from . import image_commands, verdict_commands
+from . import choose_command, image_commands, verdict_commands
 from . import options as o
 from .console import app, option, say
 
 # %% ../../nbs/7_app/12_cli.ipynb #2e22fae3
-COMMANDS = image_commands, verdict_commands  # modules that register their commands
+COMMANDS = image_commands, verdict_commands, choose_command  # modules that register their commands
 
 _MODELS = """\
 tiny                                          inside the package, 32x32, glyphs; Apache-2.0

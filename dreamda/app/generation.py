@@ -138,7 +138,7 @@ def expand_again(
     overwrite: bool = False,  # delete a run that is in `out`
 ) -> Images:
     "The images of a recorded run, made again. Raises `ValueError` if the real images differ"
-    from dreamda.expansion.expand import expand_from_run
+    from dreamda.expansion.repeat import expand_from_run
 
     return expand_from_run(record, _images(data), out, batch_size=batch_size, overwrite=overwrite)
 

@@ -6,8 +6,7 @@
 __all__ = ['read_config', 'change_config', 'label', 'Trial', 'train', 'estimate_labelling', 'estimate_training', 'measure']
 
 # %% ../../nbs/7_app/05_workflow.ipynb #8b7029a2
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd

@@ -6,7 +6,7 @@
 __all__ = ['StrengthByShots', 'SamplerConfig', 'PromptStyle', 'ConditioningConfig', 'Method', 'read_method']
 
 # %% ../../nbs/2_diffusion/21_composition.ipynb #223023a5
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from .clip import TEMPLATE
 from .conditioning import DiffusionInversion, TextualInversion

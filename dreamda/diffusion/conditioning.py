@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data.images import Images
-from .clip import TEMPLATE, fill_template
-from .embeddings import Conditioning, encode_prompts
-from .sampler import make_generator, sample_noise
+from .clip import fill_template
+from .embeddings import Conditioning
+from .sampler import sample_noise
 
 # %% ../../nbs/2_diffusion/17_conditioning.ipynb #7ddc46b8
 def _text_encoders(pipe) -> list[tuple]:

@@ -19,7 +19,7 @@ from ..data.images import Images, fit_square
 from ..diffusion.composition import Method
 from ..diffusion.generate import generate
 from ..diffusion.inversion_cache import Inversions
-from ..diffusion.latents import flagged, image_size
+from ..diffusion.latents import flagged
 from ..diffusion.pipeline import network
 from ..diffusion.variants import Variant, sample_variants
 

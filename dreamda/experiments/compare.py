@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..classify.config import TrainConfig
+from ..classify.config import TrainConfig, classifier_for
 from ..classify.label_table import label_table, read_label_table
 from ..classify.labelling import LABELLERS, train
 from ..classify.prediction import predict
 from ..classify.softmatch import fit_softmatch, semi_split
-from ..classify.config import classifier_for
 from ..data.datasets import load_data
 from ..data.images import Images
 from ..expansion.record import read_metadata

@@ -16,16 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..classify.config import TrainConfig, resolve_config
+from ..classify.config import TrainConfig, classifier_for, resolve_config
 from ..classify.labelling import train
 from ..classify.prediction import predict
-from ..classify.config import classifier_for
 from ..data.duplicates import group_duplicates
 from ..data.images import Images
 from ..data.splits import folds
 from ..diffusion.composition import read_method
-from ..expansion.run_json import checksum
 from ..expansion.run import Run
+from ..expansion.run_json import checksum
 from ..utils import Cache, parallel_map, short_hash
 
 # %% ../../nbs/6_experiments/06_crossval.ipynb #21267beb

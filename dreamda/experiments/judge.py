@@ -15,8 +15,8 @@ from filelock import FileLock
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from ..classify.prediction import predict
 from ..classify.config import classifier_for
+from ..classify.prediction import predict
 from ..classify.training import fit
 from ..data.datasets import load_data
 from ..data.images import Images, join_images, stack

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..classify.config import TrainConfig, resolve_config
+from ..classify.config import TrainConfig, classifier_for, resolve_config
 from ..classify.prediction import predict
-from ..classify.config import classifier_for
 from ..classify.training import fit
 from ..data.splits import folds
 from ..diffusion.clip import load_clip
