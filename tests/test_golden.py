@@ -202,6 +202,7 @@ TOLERANCES = {
     "labels": 0.01,
     "labels/soft": 0.05,
 }
+ROUNDED = {"amst/rounds", "labels/amst"}  # their last digits differ between runs of one machine
 
 
 def make_item(parts, values, digits=None):
@@ -328,7 +329,8 @@ def find_fault(name, found, record):
     expected = record["items"][name]
     difference = largest_difference(found, expected)
     tolerance = TOLERANCES.get(name, TOLERANCES.get(name.split("/")[0]))
-    if tolerance is None or describe_machine() == record["machine"]:
+    same_machine = describe_machine() == record["machine"] and name not in ROUNDED
+    if tolerance is None or same_machine:
         equal = found["sha256"] == expected["sha256"]
         return "" if equal else f"{name}: another hash; the values differ by up to {difference:g}"
     if difference <= tolerance:
