@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from test_pipelines import photos, small
 
+from dreamda.data.folders import load_folder
 from dreamda.diffusion.clip import fill_template
 from dreamda.diffusion.embeddings import encode_prompts
 from dreamda.diffusion.finetune import finetune
@@ -18,22 +20,19 @@ from dreamda.diffusion.pipeline import load_pipeline
 from dreamda.diffusion.variants import sample_variants
 
 torch.set_num_threads(1)
-TRAIN = """
-import sys
-import numpy as np
+SETTINGS = dict(steps=2, lr=1e-4, batch_size=4, val_every=2, accumulate=2, prior=1)
+TRAIN = f"""
 import torch
 from accelerate import PartialState
-from dreamda.data.images import Images
+from dreamda.data.folders import load_folder
 from dreamda.diffusion.finetune import finetune
 from dreamda.diffusion.pipeline import load_pipeline
 torch.set_num_threads(1)
 state = PartialState(cpu=True)
-names = ['zero', 'one', 'two', 'three']
-seeds = Images(list(np.load('digits.npy')), [f'{n}/0.png' for n in names], list(range(4)), names)
-settings = dict(steps=2, lr=1e-4, batch_size=4, val_every=2, accumulate=2, prior=1)
-tuned = finetune(load_pipeline('tiny', device='cpu'), seeds, cache='cache', **settings)
+images = load_folder('digits')
+tuned = finetune(load_pipeline('tiny', device='cpu'), images, cache='two', **{SETTINGS})
 result = [tuned.finetuned['losses'], tuned.unet.state_dict(), state.num_processes]
-torch.save(result, f'{sys.argv[1]}{state.process_index}.pt')
+torch.save(result, f'two{{state.process_index}}.pt')
 """
 
 
@@ -44,29 +43,29 @@ def difference(a, b):
 def test_number_of_processes(run, tmp_path):
     "Two processes share the batches of a step, and end with the weights that one ends with"
     (tmp_path / 'train.py').write_text(TRAIN)
-    digits = (load_digits().images[:4] * 15.9).astype(np.uint8).repeat(4, 1).repeat(4, 2)
-    np.save(tmp_path / 'digits.npy', np.stack([digits] * 3, -1))
+    for name, pixels in zip(('zero', 'one', 'two', 'three'), load_digits().images):
+        (tmp_path / 'digits' / name).mkdir(parents=True)
+        digit = Image.fromarray((pixels * 15.9).astype(np.uint8).repeat(4, 0).repeat(4, 1))
+        digit.save(tmp_path / 'digits' / name / '0.png')
     env = dict(
         OMP_NUM_THREADS='1', TQDM_DISABLE='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES=''
     )
     launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2]
-    run('python', *launch, 'train.py', 'two', **env)
-    (folder,) = (tmp_path / 'cache').iterdir()
+    run('python', *launch, 'train.py', **env)
+    base, images = load_pipeline('tiny', device='cpu'), load_folder(tmp_path / 'digits')
+    tuned = finetune(base, images, cache=tmp_path / 'one', **SETTINGS)
+    losses, one = tuned.finetuned['losses'], tuned.unet.state_dict()
+    two = [torch.load(tmp_path / f'two{rank}.pt', weights_only=True) for rank in range(2)]
+    assert losses[1][1] < losses[0][1]
+    (folder,) = (tmp_path / 'two').iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ['losses.json', 'unet']
-    (tmp_path / 'cache').rename(tmp_path / 'other')
-    run('python', 'train.py', 'one', **env)
-    (losses, one, n), *two = (
-        torch.load(tmp_path / f'{name}.pt', weights_only=True) for name in ('one0', 'two0', 'two1')
-    )
-    assert n == 1 and losses[1][1] < losses[0][1]
-    written = (tmp_path / 'other' / folder.name / 'losses.json').read_text()
-    assert json.loads(written) == two[0][0]
-    base = load_pipeline('tiny', device='cpu').unet.state_dict()
-    for other, weights, n in two:
-        assert n == 2 and other == two[0][0]
+    assert json.loads((folder / 'losses.json').read_text()) == two[0][0]
+    assert [p.name for p in (tmp_path / 'one').iterdir()] == [folder.name]
+    for other, weights, processes in two:
+        assert processes == 2 and other == two[0][0]
         assert all(weights[k].equal(two[0][1][k]) for k in one)
         torch.testing.assert_close(torch.tensor(other), torch.tensor(losses), atol=1e-6, rtol=0)
-        assert difference(one, weights) < 0.01 * difference(one, base)
+        assert difference(one, weights) < 0.01 * difference(one, base.unet.state_dict())
 
 
 TOKEN = 'A photo of a <{class}>'

@@ -46,8 +46,10 @@ def test_nothing_points_to_what_may_not_exist(root):
 def test_the_first_screen_runs(root, run, photos, tmp_path):
     "The four functions on a folder of photos, with fewer variants and updates"
     lines = python_of(root / 'README.md')[0]
-    lines = lines.replace('expansion=10', 'expansion=2, steps=2')
-    lines = lines.replace("'model')", "'model', seeds=1, updates=4, classifier='resnet_tiny')")
+    lines = lines.replace('expansion=10', 'expansion=2, num_inference_steps=2')
+    small = "updates=4, classifier='resnet_tiny')"
+    lines = lines.replace("label('photos', 'out')", f"label('photos', 'out', {small}")
+    lines = lines.replace("'model')", f"'model', seeds=1, {small}")
     run('python', '-c', lines)
     assert len(list((tmp_path / 'out').glob('*/*.png'))) == 2 * 5 * 2
     assert (tmp_path / 'model' / 'model.safetensors').is_file()
