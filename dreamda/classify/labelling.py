@@ -22,6 +22,7 @@ from .label_table import accepted_images, label_table
 from .loading import targets_as
 from .prediction import predict
 from .soft_labels import train_soft
+from .synthetic import select_synthetic
 from .training import fit
 from ..data.images import Images
 from ..diffusion.clip import TEMPLATE, fill_template, load_clip
@@ -113,6 +114,17 @@ LABELLERS: dict[str, Callable] = {
 }
 
 
+def _with_dropped(table, synthetic, kept, classes):  # the images left out are not accepted
+    if len(kept) == len(synthetic):
+        return table
+    dropped = synthetic.subset(sorted(set(range(len(synthetic))) - set(kept)))
+    rest = label_table(dropped, targets_as(dropped, classes), classes, accepted=False)
+    rows = pd.concat([table, rest]).set_index('file_name')
+    whole = rows.loc[synthetic.keys].reset_index()
+    whole.attrs = table.attrs
+    return whole
+
+
 def _write(table, path):
     write_atomic(path, lambda p: table.to_csv(p, index=False))
 
@@ -140,7 +152,11 @@ def train(
         if labels != 'inherit':
             raise ValueError(f"labels '{labels}' needs synthetic images, and there are none")
         return fit(model, real, None, config, **run), None
-    model, table = LABELLERS[labels](model, real, synthetic, config, origins=origins, **run)
+    kept = select_synthetic(real, synthetic, config, seed, device)
+    origins = [origins[i] for i in kept] if origins else None
+    labeller = LABELLERS[labels]
+    model, table = labeller(model, real, synthetic.subset(kept), config, origins=origins, **run)
+    table = _with_dropped(table, synthetic, kept, real.classes)
     if out is not None:
         out = Path(out)
         _write(table, out)
