@@ -757,10 +757,10 @@ def test_no_pickles(tmp_path):
             / part
             / f'{name.replace("model", "pytorch_model") if part == "text_encoder" else name}.bin',
         )
-        with pytest.raises(ValueError, match=f'weights as a pickle .{part}/.*can run any code'):
+        with pytest.raises(ValueError, match=f'pickled weights .{part}/.*can run any code'):
             load_pipeline(folder, device='cpu')
     torch.save({}, tmp_path / 'model.ckpt')
-    with pytest.raises(ValueError, match='weights as a pickle .model.ckpt'):
+    with pytest.raises(ValueError, match='pickled weights|a pickle'):
         load_pipeline(tmp_path / 'model.ckpt', device='cpu')
 
 

@@ -18,7 +18,7 @@ from ..data.images import Images
 from ..diffusion.latents import to_pil
 from ..diffusion.variants import Variant
 from .checked import Checked
-from .record import dump_line, variant_names
+from .record import check_class_name, dump_line, variant_names
 from .shards import pack_shard
 from ..utils import short_hash, write_atomic
 
@@ -44,6 +44,8 @@ class Plan:
             raise ValueError(
                 f'shard_size is {self.shard_size}: at least 1 image, or None for single files'
             )
+        for name in self.images.classes:
+            check_class_name(name)
 
     @property
     def expansion(self) -> int:
