@@ -91,9 +91,10 @@ def test_two_text_encoders(learn, sdxl, tmp_path):
     assert own.embeds.equal(found.embeds)
     # The projection's memory layout changes when it is saved, which rounds differently.
     torch.testing.assert_close(own.pooled, found.pooled, rtol=0, atol=1e-6)
-    changed = 'text' in learn or learn == 'token'
+    # A new token is none for the old tokenizer, so it changes the embeddings untrained too.
+    changed = learn == 'token' or 'text' in learn and tuned.finetuned['differs_from_prior']
     for part in (lambda c: c.embeds[..., :32], lambda c: c.embeds[..., 32:], lambda c: c.pooled):
-        assert part(own).equal(part(old)) != (changed and tuned.finetuned['differs_from_prior'])
+        assert part(own).equal(part(old)) != changed
     assert difference(tuned.unet.state_dict(), again.unet.state_dict()) == 0
     method, seeds = get_method('sd', num_inference_steps=2, template=template), photos()
     images = generate(tuned, method, seeds, sample_variants(method, seeds, [(0, 0)]))
