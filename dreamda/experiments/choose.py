@@ -174,10 +174,10 @@ def run_race(
     workers: int | None = None,  # see `parallel_map`
 ):
     "Run the rounds of a race, in parallel"
+    inputs = {source: checksum(run.synthetic) for source, run in runs.items()}
+    real = checksum(race.images)
     for repeat in range(rounds):
         trials = race.trials(config, repeat, seed)
-        inputs = {source: checksum(run.synthetic) for source, run in runs.items()}
-        real = checksum(race.images)
         calls = [
             (t, runs[t.candidate.source], real + inputs[t.candidate.source], str(cache))
             for t in trials
